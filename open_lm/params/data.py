@@ -1,0 +1,98 @@
+"""Options of the data: which shards, in which order, how many tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from open_lm.params.fields import flag
+
+
+@dataclass(frozen=True)
+class DataParams:
+    """training data"""
+
+    train_data: tuple[str, ...] = ()
+    """Shards to train on: brace patterns or globs of tar files, one source each; `a::b` joins parts into one source."""
+    dataset_manifest: tuple[str, ...] = flag((), "--dataset-metadata")
+    """manifest.jsonl files, one source each, read without replacement; their shards lie beside them."""
+    train_data_mix_weights: tuple[float, ...] = ()
+    """Share of each source in the rows of a run. Default: in proportion to the sources' rows."""
+    train_data_upsampling_factors: tuple[float, ...] = ()
+    """With --dataset-resampled: how often the shards of each `::` part are drawn, relative to their rows."""
+    dataset_resampled: bool = False
+    """Draw shards with replacement instead of in passes that see every row once."""
+    multiple_data_passes: bool = False
+    """Allow more than one pass over a source when --train-num-samples asks for more rows than it has."""
+    train_num_samples: int | None = flag(None, "--train-num-tokens")
+    """Tokens per epoch. Default: one pass over the data."""
+    data_key: str | None = None
+    """Extension of the members that hold tokens (txt, json, json.gz, npy). Default: found from the first shard."""
+    dataset_type: Literal["webdataset", "auto", "synthetic"] = "auto"
+    """webdataset shards (auto means the same), or synthetic: random tokens without any file."""
+    tokenizer: str | None = None
+    """Tokenizer name, folder or tokenizer.json of the shards. Default: the one that lies beside them, if any."""
+    seed: int = 0
+    """Seed of the order of the data and of the initial weights."""
+    data_streams: int | None = None
+    """Streams that the rows are dealt to; a run may use any number of processes that divides it. Default: global batch size."""
+    shuffle_window: int = 8192
+    """Rows that are permuted among themselves, over all streams and sources."""
+    disable_buffer: bool = False
+    """No shuffling inside windows: the same as --shuffle-window 1."""
+    workers: int = 1
+    """Processes that read shards, for each training process; 0 reads in the training process itself."""
+    scan_remote_shards: bool = False
+    """Count the rows of remote shards that have no manifest by reading their headers."""
+    allow_pipe: bool = False
+    """Allow `pipe:COMMAND` as training data."""
+    target_mask_left: int | None = None
+    """Mask every target up to and including the last token with this id."""
+    target_mask_individual: int | None = None
+    """Mask the targets that have this id."""
+    squash_mask_left: bool = False
+    """With --target-mask-left: remove that token from the inputs as well."""
+    ignore_parse_errors: bool = False
+    """Go on after members that can't be read."""
+    data_tolerate_error_p: float = 0.0
+    """Share of rows that may be lost to unreadable shards before the run stops."""
+    data_tolerate_num_ckpts: int = 0
+    """Checkpoints that may pass with such a loss."""
+
+
+@dataclass(frozen=True)
+class ValidationParams:
+    """validation"""
+
+    val_data: tuple[str, ...] = ()
+    """Shards to validate on, one set each."""
+    val_data_key: tuple[str, ...] = ()
+    """Extension of the token members of each validation set. Default: found from the first shard."""
+    val_num_samples: int | None = None
+    """Tokens of each set to use, over all processes. Default: all."""
+    val_frequency: int = 1
+    """Epochs between validations."""
+    global_val_batch_size: int | None = None
+    """Sequences per validation batch over all processes. Default: the global batch size."""
+    val_seq_ci: bool = False
+    """Bootstrap interval of the loss over sequences."""
+    val_tok_ci: bool = False
+    """Bootstrap interval of the loss over tokens."""
+    val_max_pop_ci: int | None = None
+    """Largest population that the intervals are drawn from."""
+    val_iter_ci: int = 10_000
+    """Bootstrap iterations."""
+
+
+@dataclass(frozen=True)
+class BatchParams:
+    """batch and length of the run"""
+
+    batch_size: int | None = flag(None, "--per-gpu-batch-size")
+    """Sequences per process and optimizer step; split, not multiplied, by --accum-freq."""
+    global_batch_size: int | None = None
+    """Sequences per optimizer step over all processes. Default: 64."""
+    accum_freq: int = 1
+    """Micro-batches that a process's share of the batch is split into."""
+    epochs: int = 32
+    """Epochs of --train-num-samples tokens each."""

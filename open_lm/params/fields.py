@@ -1,0 +1,268 @@
+"""One declaration per option: a dataclass field with a type, a default and a docstring.
+
+Owns the way from such dataclasses to command-line flags and back: flag names, abbreviations, conversion of text and YAML
+values to the field's type, and a report of every problem at once. Knows no option of any program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """Something the user can mend: one line for each problem, naming flag, value and remedy."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def flag(default: Any, *aliases: str) -> Any:
+    """A dataclass field with further flag names, e.g. `flag(None, "--train-num-tokens")`."""
+    return dataclasses.field(default=default, metadata={"aliases": aliases})
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field of a topic as the command line sees it."""
+
+    name: str
+    topic: type
+    kind: Any
+    default: Any
+    help: str
+    aliases: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.kind) is tuple
+
+
+@functools.cache
+def field_docs(topic: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass, by field name."""
+    tree = ast.parse(inspect.getsource(topic)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
+
+
+@functools.cache
+def options_of(topics: tuple[type, ...]) -> dict[str, Option]:
+    """All options of some topics by field name; names must be unique over the topics."""
+    options: dict[str, Option] = {}
+    for topic in topics:
+        hints, docs = typing.get_type_hints(topic), field_docs(topic)
+        for field in dataclasses.fields(topic):
+            assert field.name not in options, f"two topics own {field.name}"
+            options[field.name] = Option(
+                field.name,
+                topic,
+                hints[field.name],
+                field.default,
+                docs.get(field.name, ""),
+                field.metadata.get("aliases", ()),
+            )
+    return options
+
+
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        rest = [k for k in typing.get_args(kind) if k is not type(None)]
+        return rest[0], True
+    return kind, False
+
+
+def convert(option: Option, value: Any) -> Any:
+    """`value` (text of a flag, or a value of a YAML/JSON file) as the option's type. Raises ValueError with the remedy."""
+    kind, optional = _without_none(option.kind)
+    if value is None or (optional and isinstance(value, str) and value.lower() in ("none", "null")):
+        if optional:
+            return None
+        raise ValueError(f"{option.flag}: needs a value")
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert_one(option, item, v) for v in values)
+    if isinstance(value, (list, tuple, dict)):
+        raise ValueError(f"{option.flag} {value!r}: takes one value, not a list")
+    return _convert_one(option, kind, value)
+
+
+def _convert_one(option: Option, kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if str(value) in choices:
+            return str(value)
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{option.flag} {value}: {hint}choose one of {', '.join(choices)}")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        raise ValueError(f"{option.flag} {value}: give true or false")
+    if kind is str:
+        return str(value)
+    try:
+        number = float(value)
+        if isinstance(value, bool) or not math.isfinite(number):
+            raise ValueError
+        if kind is float:
+            return number
+        if number != int(number):
+            raise ValueError
+        return int(str(value)) if str(value).lstrip("+-").isdigit() else int(number)
+    except (TypeError, ValueError):
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{option.flag} {value}: give {what}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError([message])
+
+
+def build_parser(topics: tuple[type, ...], **about: Any) -> argparse.ArgumentParser:
+    """A parser with one group per topic. It takes text only; `convert` gives it types, so that all problems are seen at once."""
+    parser = _Parser(argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter, **about)
+    groups: dict[type, Any] = {}
+    for option in options_of(topics).values():
+        if option.topic not in groups:
+            groups[option.topic] = parser.add_argument_group(inspect.cleandoc(option.topic.__doc__ or "").split("\n")[0])
+        kind, _ = _without_none(option.kind)
+        text = option.help.replace("%", "%%")
+        names = (option.flag, *option.aliases)
+        if kind is bool:
+            add: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "help": f"{text} (default: {option.default})"}
+        else:
+            item = typing.get_args(kind)[0] if option.is_list else kind
+            choices = typing.get_args(item) if typing.get_origin(item) is Literal else ()
+            default = "none" if option.default in (None, ()) else option.default
+            metavar = "{" + ",".join(choices) + "}" if choices else getattr(item, "__name__", "value").upper()
+            add = {"metavar": metavar, "help": f"{text} (default: {default})"}
+            if option.is_list:
+                add["nargs"] = "+"
+        groups[option.topic].add_argument(*names, dest=option.name, **add)
+    return parser
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`did you mean X?` for an unknown name, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(names), 1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _read_config(path: str) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}; give a YAML or JSON file") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: must hold `name: value` pairs")
+    return values
+
+
+def _named_in_file(path: str, options: Mapping[str, Option]) -> tuple[dict[str, Any], list[str]]:
+    """A file's values by option name, and its unknown keys as problems."""
+    by_name = {n[2:].replace("-", "_"): o.name for o in options.values() for n in (o.flag, *o.aliases)}
+    values, problems = {}, []
+    try:
+        for key, value in _read_config(path).items():
+            name = by_name.get(str(key).replace("-", "_"))
+            if name is None:
+                problems.append(f"--config {path}: unknown key {key}.{nearest(str(key), by_name)}")
+            else:
+                values[name] = value
+    except ValueError as error:
+        problems.append(str(error))
+    return values, problems
+
+
+def parse_topics(
+    topics: tuple[type, ...], argv: Sequence[str] | None = None, *, moot: Mapping[str, str] | None = None, **about: Any
+) -> tuple[dict[type, Any], list[str]]:
+    """Flags over config files over defaults.
+
+    Args:
+        topics: frozen dataclasses whose fields are the options.
+        argv: the command line without the program's name; default `sys.argv[1:]`.
+        moot: flags that are accepted and ignored, each with what to use instead; `--x-*` stands for every flag so named.
+        about: `prog`, `description`, `epilog` of the help text.
+
+    Returns:
+        One instance per topic, and the warnings about moot flags.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = options_of(topics)
+    parser = build_parser(topics, **about)
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML or JSON file of options; later files and flags win"
+    )
+    given, unknown = parser.parse_known_args(argv)
+    warnings, problems = _sort_unknown(unknown, moot or {}, [*parser._option_string_actions])
+    raw: dict[str, Any] = {}
+    for path in given.config:
+        values, wrong = _named_in_file(path, options)
+        raw.update(values)
+        problems += wrong
+    raw.update({name: value for name, value in vars(given).items() if name != "config"})
+    converted: dict[type, dict[str, Any]] = {topic: {} for topic in topics}
+    for name, value in raw.items():
+        try:
+            converted[options[name].topic][name] = convert(options[name], value)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(problems)
+    return {topic: topic(**values) for topic, values in converted.items()}, warnings
+
+
+def _sort_unknown(unknown: Sequence[str], moot: Mapping[str, str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Unknown arguments into warnings (moot flags, their values dropped) and problems."""
+    warnings, problems, in_moot = [], [], False
+    for token in unknown:
+        if not token.startswith("--"):
+            if not in_moot:
+                problems.append(f"{token}: an argument without a flag; see --help")
+            continue
+        name = token.split("=")[0]
+        instead = next((text for m, text in moot.items() if name == m or (m.endswith("*") and name.startswith(m[:-1]))), None)
+        in_moot = instead is not None
+        if instead is not None:
+            warnings.append(f"{name} has no effect: {instead}")
+        else:
+            problems.append(f"unknown flag {name}.{nearest(name, known)}")
+    return warnings, problems

@@ -1,0 +1,55 @@
+"""Options of a run's folder: name, checkpoints, logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from open_lm.params.fields import flag
+
+
+@dataclass(frozen=True)
+class CheckpointParams:
+    """checkpoints"""
+
+    resume: str | None = None
+    """`latest`, or the path of a checkpoints/step_<n> folder, to continue from."""
+    save_frequency: int = 1
+    """Epochs between checkpoints; 0 saves at the end of the run only."""
+    save_every_steps: int = 0
+    """Steps between run states, besides those at epoch ends; 0 saves none."""
+    save_most_recent: bool = False
+    """Also save at epochs that --save-frequency passes over; such a checkpoint goes when the next one is whole."""
+    delete_previous_checkpoint: bool = False
+    """Delete the previous checkpoint once the new one is whole."""
+    remote_sync: str | None = None
+    """Copy the run folder to this URL while training."""
+    remote_sync_frequency: int = 300
+    """Seconds between copies."""
+    remote_sync_protocol: str = "s3"
+    """Protocol of --remote-sync."""
+
+
+@dataclass(frozen=True)
+class LogParams:
+    """run folder and logs"""
+
+    name: str | None = None
+    """Name of the run. Default: made from the time and the main options."""
+    logs: str = "./logs"
+    """Folder of run folders."""
+    overwrite: bool = False
+    """Delete an existing run of this name first."""
+    report_to: tuple[str, ...] = ()
+    """tensorboard, wandb, both (tensorboard,wandb) or all."""
+    wandb_project_name: str = "open-lm"
+    """W&B project."""
+    wandb_notes: str = ""
+    """W&B notes."""
+    log_every_n_steps: int = 100
+    """Steps between log lines."""
+    log_local: bool = False
+    """Write a log file for every process, not only the first."""
+    debug: bool = flag(False)
+    """Log at level DEBUG."""
+    copy_codebase: bool = False
+    """Copy the source code into the run folder."""

@@ -1,0 +1,141 @@
+"""Options of the model, the optimizer and the way they are spread over devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from open_lm.params.fields import flag
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """model"""
+
+    model: str = flag("open_lm_11m", "--model-config")
+    """A named size (open_lm_11m ... open_lm_7b) or the path of a model.json, whose keys are stronger than the flags below."""
+    model_norm: Literal[
+        "default_layer_norm",
+        "lp_layer_norm",
+        "gain_only_lp_layer_norm",
+        "gain_only_layer_norm",
+        "no_wb_layer_norm",
+        "rms_norm",
+    ] = "default_layer_norm"
+    """Normalisation layer."""
+    ffn_type: Literal["swiglu", "swiglu_torch", "gelu", "gemma_geglu"] = "swiglu"
+    """Feed-forward layer."""
+    qk_norm: bool = False
+    """Normalise queries and keys over all heads at once, before the split into heads."""
+    positional_embedding_type: Literal["rotary", "head_rotary", "llama_rotary", "none"] = "rotary"
+    """Position information. head_rotary is what the published 1B and 7B were trained with."""
+    attn_name: Literal["auto", "torch_attn", "xformers_attn", "xformers_attn_variable_length", "custom_attn"] = "auto"
+    """Attention kernel: auto and torch_attn are PyTorch's scaled_dot_product_attention."""
+    pretrained: str | None = None
+    """Checkpoint whose weights a new run starts from."""
+    load_pretrained_state: bool = False
+    """With --pretrained: take the optimizer state too."""
+    hf_model: str | None = None
+    """Train a Hugging Face causal language model."""
+    hf_seq_len: int | None = None
+    """Sequence length of --hf-model."""
+    hf_fsdp_block: str | None = None
+    """Class of the blocks of --hf-model that FSDP shards."""
+
+
+@dataclass(frozen=True)
+class OptimizerParams:
+    """optimizer and schedule"""
+
+    optimizer: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """AdamW beta1."""
+    beta2: float = 0.95
+    """AdamW beta2."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    wd: float = 0.2
+    """Weight decay, decoupled."""
+    wd_on: Literal["matrices", "all"] = "matrices"
+    """Parameters that decay: those of two or more dimensions, or all (as OpenLM does)."""
+    warmup: int = 10_000
+    """Steps of linear warm-up."""
+    lr_scheduler: Literal["cosine", "const", "const-cooldown"] = "cosine"
+    """Schedule after the warm-up."""
+    lr_cooldown_end: float = 0.0
+    """Learning rate at the end of the cosine or the cooldown."""
+    lr_cooldown_power: float = 1.0
+    """Power of the polynomial of const-cooldown; 1 is linear."""
+    epochs_cooldown: int | None = None
+    """Epochs of cooldown at the end of the run, for const-cooldown."""
+    force_min_lr: float = 0.0
+    """Learning rate that the cosine never goes below."""
+    skip_scheduler: bool = False
+    """Keep the learning rate at --lr from the first step."""
+    grad_clip_norm: float | None = None
+    """Clip the gradient to this global norm."""
+    z_loss_coefficient: float = 0.0
+    """Weight of the mean squared logsumexp of the logits in the loss."""
+    log_logit_mean: bool = False
+    """Log the mean of the logits."""
+
+
+@dataclass(frozen=True)
+class AveragingParams:
+    """weight averaging"""
+
+    average: tuple[str, ...] = ()
+    """Checkpoints to average before a validation."""
+    average_coefficients: tuple[float, ...] = ()
+    """Weight of each checkpoint of --average."""
+    averagers: str | None = None
+    """Running averages of the weights, e.g. ema_0.999_1,poly_16_1."""
+    log_avg_model_training_loss: int = 0
+    """Steps between logs of the averaged model's training loss."""
+
+
+@dataclass(frozen=True)
+class ParallelParams:
+    """precision and parallelism"""
+
+    precision: Literal["amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "fp32"] = "amp_bfloat16"
+    """amp_*: fp32 weights and autocast; bf16, fp16, fp32: everything in that type."""
+    grad_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    torchcompile: bool = False
+    """Compile each block with torch.compile."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer state over the processes (FSDP2)."""
+    fsdp_amp: bool = False
+    """With --fsdp: gather weights in bf16, keep fp32 shards and reduction."""
+    fsdp_pure_bf16: bool = False
+    """With --fsdp: the same as --precision bf16."""
+    fsdp_hybrid: bool = False
+    """Shard inside a node, replicate between nodes."""
+    fsdp_hybrid_o2: bool = False
+    """As --fsdp-hybrid, with the gathered weights kept until the backward pass."""
+    fsdp_cpu_offload: bool = False
+    """With --fsdp: keep shards in host memory."""
+    fsdp_use_orig_params: bool = False
+    """Accepted; FSDP2 always keeps the original parameters."""
+    fsdp_backward_prefetch: bool = False
+    """Accepted; FSDP2 always prefetches in the backward pass."""
+    fsdp_limit_all_gathers: bool = False
+    """Accepted; FSDP2 always limits its all-gathers."""
+    ddp_static_graph: bool = False
+    """Tell DistributedDataParallel that the graph never changes."""
+    dist_url: str = "env://"
+    """Where the processes meet."""
+    dist_backend: str | None = None
+    """Process-group backend. Default: nccl with CUDA, else gloo."""
+    no_set_device_rank: bool = False
+    """Use the current CUDA device instead of cuda:LOCAL_RANK."""
+    force_distributed: bool = False
+    """Make a process group even for one process."""
+    preset_world_size: int | None = None
+    """World size that the launcher must give; another one is an error."""
+    experimental_meta_device: bool = False
+    """Build the model on the meta device and initialise its shards."""
