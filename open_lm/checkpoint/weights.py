@@ -1,0 +1,127 @@
+"""Weights files: `epoch_N.pt` in OpenLM's keys, as OpenLM left them or as we write them; `load_weights` puts them into a model."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from open_lm import storage
+from open_lm.params.fields import nearest
+
+_PREFIXES = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Content of a weights file: tensors by our parameter names, and everything else (`epoch`, `name`, `step`, `model_config`, ...)."""
+
+    state_dict: dict[str, Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without what wrappers put into it."""
+    for prefix in _PREFIXES:
+        name = name.replace(prefix, "")
+    return name
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a pickled numpy float needs; OpenLM's files hold some."""
+    scalar = np.float64(0).__reduce__()[0]
+    return [scalar, np.dtype, *(type(np.dtype(t)) for t in ("float64", "float32", "int64"))]
+
+
+def read_pt(path: str) -> Any:
+    """The content of a .pt file, tensors on the CPU, without running anything in it.
+
+    Raises:
+        ValueError: absent, not whole, or with content that only unpickling could give.
+    """
+    try:
+        with storage.open_read(path) as file, torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=None)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint {path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"checkpoint {path}: holds more than tensors and plain values, so it is not read: {reason}") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"checkpoint {path}: not a whole checkpoint file: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from None
+
+
+def read_weights(path: str) -> WeightsFile:
+    """A weights file: OpenLM's dict, `{"state_dict": ...}`, or a bare state dict.
+
+    Raises:
+        ValueError: as `read_pt`, or no tensors inside.
+    """
+    content = read_pt(path)
+    about: dict[str, Any] = {}
+    if isinstance(content, dict) and "state_dict" in content:
+        about = {k: v for k, v in content.items() if k != "state_dict"}
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"checkpoint {path}: holds no state_dict of tensors")
+    return WeightsFile({clean_name(name): value for name, value in content.items()}, about)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a plain (unsharded) model.
+
+    Args:
+        weights: by parameter name; one name of a tied tensor is enough.
+        source: the file, for messages.
+
+    Raises:
+        ValueError: names or shapes of another model, with the first differences.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    same = {name: [other for other, q in named.items() if q is p] for name, p in named.items()}
+    given = {name: value for name, value in weights.items() if not name.endswith("inv_freq")}
+    problems = [f"has {name}, which the model lacks.{nearest(name, named)}" for name in given if name not in named]
+    found: dict[str, Tensor] = {}
+    for name, parameter in named.items():
+        value = next((given[n] for n in (name, *same[name]) if n in given), None)
+        if value is None:
+            problems.append(f"lacks {name}")
+        elif value.shape != parameter.shape:
+            problems.append(f"{name} is {list(value.shape)}, the model's is {list(parameter.shape)}")
+        else:
+            found[name] = value
+    if problems:
+        more = f" (and {len(problems) - 3} more differences)" if len(problems) > 3 else ""
+        raise ValueError(f"checkpoint {source}: belongs to another model: {'; '.join(problems[:3])}{more}; check --model")
+    with torch.no_grad():
+        for name, value in found.items():
+            named[name].copy_(value)
+
+
+def write_weights(path: Path, state_dict: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write a weights file, whole or not at all.
+
+    Args:
+        about: plain values only (numbers, strings, lists, dicts, None), so that the file loads without unpickling.
+    """
+    with storage.atomic_write(path) as file:
+        torch.save({**about, "state_dict": dict(state_dict)}, file)
+
+
+def newest_weights(folder: str | Path) -> Path | None:
+    """The `epoch_N.pt` of the highest N in a run folder or its checkpoints folder; None where there is none."""
+    found: list[tuple[int, Path]] = []
+    for where in (Path(folder), Path(folder) / "checkpoints"):
+        with contextlib.suppress(OSError):
+            found += [(int(m.group(1)), p) for p in where.iterdir() if (m := re.fullmatch(r"epoch_(\d+)\.pt", p.name))]
+    return max(found)[1] if found else None

@@ -1,0 +1,45 @@
+"""Names and files to model configurations. The sizes themselves are data: `model_configs/*.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from open_lm import storage
+from open_lm.model.config import ModelConfig, model_config_from
+from open_lm.params.fields import nearest
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "model_configs"
+
+
+def named_models() -> dict[str, Path]:
+    """The configuration file of every named size, smallest name first."""
+    return {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.json"))}
+
+
+def get_model_config(model: str, defaults: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The configuration of a named size or of a model.json.
+
+    Args:
+        model: `open_lm_1b`, or the path or URL of a JSON file.
+        defaults: values of the flags, for keys that the file lacks.
+
+    Raises:
+        ValueError: no such name (the nearest is given) or file, or wrong content.
+    """
+    names = named_models()
+    source = str(names.get(model, model))
+    if model not in names and not model.endswith(".json"):
+        raise ValueError(f"--model {model}: no such size.{nearest(model, names)} Sizes: {', '.join(names)}; or give a model.json")
+    try:
+        values = json.loads(storage.read_bytes(source))
+    except FileNotFoundError:
+        near = nearest(Path(model).stem, names)
+        raise ValueError(f"--model {model}: no such file; give the path of a model.json or a named size.{near}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {model}: can't be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--model {model}: must hold one JSON object")
+    return model_config_from(values, model, defaults)

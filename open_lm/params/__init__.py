@@ -1,0 +1,61 @@
+"""Every option of a training run: topics (`data`, `training`, `run`), the way from flags and files to them (`fields`), checks (`check`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from open_lm.params.check import MOOT, TOPICS, find_problems
+from open_lm.params.data import BatchParams, DataParams, ValidationParams
+from open_lm.params.fields import UserError, parse_topics
+from open_lm.params.run import CheckpointParams, LogParams
+from open_lm.params.training import AveragingParams, ModelParams, OptimizerParams, ParallelParams
+
+__all__ = [
+    "AveragingParams",
+    "BatchParams",
+    "CheckpointParams",
+    "DataParams",
+    "LogParams",
+    "ModelParams",
+    "OptimizerParams",
+    "ParallelParams",
+    "Params",
+    "UserError",
+    "ValidationParams",
+    "parse_params",
+]
+
+
+@dataclass(frozen=True)
+class Params:
+    """All topics of a run. A component receives its own topic, never this whole."""
+
+    data: DataParams
+    validation: ValidationParams
+    batch: BatchParams
+    model: ModelParams
+    optimizer: OptimizerParams
+    averaging: AveragingParams
+    parallel: ParallelParams
+    checkpoint: CheckpointParams
+    log: LogParams
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by name, lists for tuples: what params.txt and checkpoints hold."""
+        return {n: list(v) if isinstance(v, tuple) else v for topic in asdict(self).values() for n, v in topic.items()}
+
+
+def parse_params(argv: Sequence[str] | None = None) -> tuple[Params, list[str]]:
+    """The options of `open_lm.main` and warnings about flags without effect.
+
+    Raises:
+        UserError: with every problem of the command line and the files.
+    """
+    about = {"prog": "open_lm.main", "description": "Train a language model on tokenized tar shards."}
+    topics, warnings = parse_topics(TOPICS, argv, moot=MOOT, **about)
+    problems = list(find_problems(topics))
+    if problems:
+        raise UserError(problems)
+    return Params(*(topics[t] for t in TOPICS)), warnings

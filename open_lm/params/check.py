@@ -1,0 +1,140 @@
+"""What no single option can tell: contradictions between options, and options whose feature does not exist yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from open_lm.params.data import BatchParams, DataParams, ValidationParams
+from open_lm.params.fields import options_of
+from open_lm.params.run import CheckpointParams, LogParams
+from open_lm.params.training import AveragingParams, ModelParams, OptimizerParams, ParallelParams
+
+TOPICS = (
+    DataParams,
+    ValidationParams,
+    BatchParams,
+    ModelParams,
+    OptimizerParams,
+    AveragingParams,
+    ParallelParams,
+    CheckpointParams,
+    LogParams,
+)
+
+MOOT = {
+    "--use-bn-sync": "the models have no batch norm",
+    "--torchscript": "use --torchcompile",
+    "--trace": "use --torchcompile",
+    "--fsdp-checkpoint": "use --grad-checkpointing",
+    "--use-bnb-linear": "use --precision amp_bfloat16",
+    "--distill-*": "distillation is not part of this project; --pretrained starts from a checkpoint",
+}
+"""Flags of OpenLM that are accepted and ignored, with what to use instead."""
+
+_NOT_YET = {
+    "scan_remote_shards": "remote shards are not read yet; copy them to a local folder",
+    "allow_pipe": "`pipe:` is not read yet; write the shards to a local folder",
+    "target_mask_left": "loss masks are not built yet",
+    "target_mask_individual": "loss masks are not built yet",
+    "squash_mask_left": "loss masks are not built yet",
+    "ignore_parse_errors": "every unreadable member still stops the run; repair or remove the shard",
+    "data_tolerate_error_p": "every unreadable shard still stops the run; repair or remove it",
+    "data_tolerate_num_ckpts": "every unreadable shard still stops the run; repair or remove it",
+    "val_seq_ci": "confidence intervals are not built yet",
+    "val_tok_ci": "confidence intervals are not built yet",
+    "val_max_pop_ci": "confidence intervals are not built yet",
+    "load_pretrained_state": "only weights are taken from --pretrained yet",
+    "hf_model": "Hugging Face models are not trained yet; use --model",
+    "hf_seq_len": "Hugging Face models are not trained yet; use --model",
+    "hf_fsdp_block": "Hugging Face models are not trained yet; use --model",
+    "log_logit_mean": "the mean of the logits is not logged yet",
+    "average": "checkpoint averaging is not built yet",
+    "average_coefficients": "checkpoint averaging is not built yet",
+    "averagers": "weight averaging is not built yet",
+    "log_avg_model_training_loss": "weight averaging is not built yet",
+    "fsdp_hybrid": "hybrid sharding is not built yet; use --fsdp",
+    "fsdp_hybrid_o2": "hybrid sharding is not built yet; use --fsdp",
+    "experimental_meta_device": "the model is always built on the CPU yet; leave the flag out",
+    "remote_sync": "remote sync is not built yet; copy the run folder yourself",
+}
+"""Options that are known but whose feature is not built yet: any value but the default stops with this remedy."""
+
+_NOT_YET_CHOICES = {
+    ("precision", "amp"): "fp16 with a loss scaler is not built yet; use amp_bfloat16",
+    ("precision", "fp16"): "fp16 is not built yet; use bf16 or amp_bfloat16",
+    ("attn_name", "custom_attn"): "not built; use auto",
+    ("attn_name", "xformers_attn_variable_length"): "not built yet; use xformers_attn or auto",
+}
+
+_AT_LEAST_ONE = (
+    *("batch_size", "global_batch_size", "accum_freq", "epochs", "train_num_samples", "val_num_samples"),
+    *("data_streams", "shuffle_window", "log_every_n_steps", "val_frequency", "global_val_batch_size"),
+)
+_AT_LEAST_ZERO = (
+    *("workers", "seed", "warmup", "save_frequency", "save_every_steps"),
+    *("wd", "z_loss_coefficient", "force_min_lr", "lr_cooldown_end"),
+)
+
+
+def find_problems(topics: dict[type, object]) -> Iterator[str]:
+    """Every contradiction and every feature that is not built yet, one line each."""
+    values = {name: getattr(topics[option.topic], name) for name, option in options_of(TOPICS).items()}
+    for name, option in options_of(TOPICS).items():
+        if name in _NOT_YET and values[name] != option.default:
+            yield f"{option.flag} {_shown(values[name])}: {_NOT_YET[name]}"
+        if (name, values[name]) in _NOT_YET_CHOICES:
+            yield f"{option.flag} {values[name]}: {_NOT_YET_CHOICES[name, values[name]]}"
+    yield from _contradictions(values)
+    yield from _out_of_range(values)
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _contradictions(v: dict[str, object]) -> Iterator[str]:
+    synthetic = v["dataset_type"] == "synthetic"
+    sources = [name for name in ("train_data", "dataset_manifest") if v[name]]
+    if not synthetic and not sources and not v["val_data"]:
+        yield "--train-data: nothing to train on; give shards, --dataset-manifest, --dataset-type synthetic, or --val-data to validate only"
+    if len(sources) == 2:
+        yield "--train-data and --dataset-manifest: give one of them"
+    if synthetic and sources:
+        yield "--dataset-type synthetic: reads no files; leave --train-data and --dataset-manifest out"
+    if v["dataset_manifest"] and v["dataset_resampled"]:
+        yield "--dataset-manifest: is read without replacement; leave --dataset-resampled out, or give the shards by --train-data"
+    if (v["dataset_resampled"] or synthetic) and v["train_num_samples"] is None and (sources or synthetic):
+        yield "--train-num-samples: needed with --dataset-resampled or synthetic data, which have no end of their own"
+    if v["train_data_upsampling_factors"] and not v["dataset_resampled"]:
+        yield "--train-data-upsampling-factors: only for --dataset-resampled"
+    if v["precision"] == "fp32" and v["fsdp_amp"]:
+        yield "--precision fp32 with --fsdp-amp: contradict each other; use --precision amp_bfloat16, or leave --fsdp-amp out"
+    for name in ("fsdp_amp", "fsdp_pure_bf16", "fsdp_cpu_offload"):
+        if v[name] and not v["fsdp"]:
+            yield f"--{name.replace('_', '-')}: only with --fsdp"
+    if v["lr_scheduler"] == "const-cooldown" and v["epochs_cooldown"] is None:
+        yield "--lr-scheduler const-cooldown: needs --epochs-cooldown"
+    if v["epochs_cooldown"] is not None and v["lr_scheduler"] != "const-cooldown":
+        yield "--epochs-cooldown: only with --lr-scheduler const-cooldown"
+    if v["val_data_key"] and len(v["val_data_key"]) != len(v["val_data"]):  # type: ignore[arg-type]
+        yield f"--val-data-key: give one for each of the {len(v['val_data'])} --val-data"  # type: ignore[arg-type]
+    unknown = {r for item in v["report_to"] for r in item.split(",")} - {"", "tensorboard", "wandb", "all"}  # type: ignore[attr-defined]
+    if unknown:
+        yield f"--report-to {','.join(sorted(unknown))}: choose from tensorboard, wandb, all"
+
+
+def _out_of_range(v: dict[str, object]) -> Iterator[str]:
+    for name in _AT_LEAST_ONE:
+        if v[name] is not None and v[name] < 1:  # type: ignore[operator]
+            yield f"--{name.replace('_', '-')} {v[name]}: give 1 or more"
+    for name in _AT_LEAST_ZERO:
+        if v[name] < 0:  # type: ignore[operator]
+            yield f"--{name.replace('_', '-')} {v[name]}: give 0 or more"
+    for name in ("lr", "eps"):
+        if v[name] <= 0:  # type: ignore[operator]
+            yield f"--{name} {v[name]}: give a number above 0"
+    for name in ("beta1", "beta2"):
+        if not 0 <= v[name] < 1:  # type: ignore[operator]
+            yield f"--{name} {v[name]}: give a number from 0 to below 1"
+    if v["grad_clip_norm"] is not None and v["grad_clip_norm"] <= 0:  # type: ignore[operator]
+        yield f"--grad-clip-norm {v['grad_clip_norm']}: give a number above 0, or leave it out"

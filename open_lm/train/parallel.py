@@ -1,0 +1,126 @@
+"""Processes and devices: the world, and the functions that spread a plain model over it.
+
+Applied in one order: activation checkpointing, compile (per block), then FSDP2, DDP or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from open_lm.model.transformer import Transformer
+from open_lm.params import ParallelParams
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on the process that writes logs and files."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def join_world(params: ParallelParams) -> Iterator[World]:
+    """Join the processes that the launcher started; one process without a launcher needs no group.
+
+    Raises:
+        ValueError: another world size than --preset-world-size.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if params.preset_world_size not in (None, size):
+        raise ValueError(f"--preset-world-size {params.preset_world_size}: the launcher started {size} processes")
+    device = _device(params)
+    grouped = size > 1 or params.force_distributed
+    if grouped:
+        backend = params.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+        where: dict[str, Any] = {"init_method": params.dist_url}
+        if params.dist_url == "env://" and "MASTER_ADDR" not in os.environ:
+            where = {"store": dist.HashStore()}
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(minutes=30), **where)
+    try:
+        yield World(rank, size, device)
+    finally:
+        if grouped:
+            dist.destroy_process_group()
+
+
+def _device(params: ParallelParams) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not params.no_set_device_rank:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def autocast_dtype(params: ParallelParams) -> torch.dtype | None:
+    """The type of autocast, None without it."""
+    return torch.bfloat16 if params.precision in ("amp_bfloat16", "amp_bf16") and not params.fsdp_pure_bf16 else None
+
+
+def parallelize(model: Transformer, params: ParallelParams, world: World) -> nn.Module:
+    """The model on its device, spread over the world. Parameters keep their names but for DDP's `module.`."""
+    pure = params.precision == "bf16" or params.fsdp_pure_bf16
+    model.to(device=world.device, dtype=torch.bfloat16 if pure else None)
+    model.grad_checkpointing = params.grad_checkpointing
+    if params.torchcompile:
+        for block in model.layers:
+            block.compile()
+    if not dist.is_initialized():
+        return model
+    if params.fsdp:
+        return _shard(model, params, world)
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, static_graph=params.ddp_static_graph, gradient_as_bucket_view=True)
+
+
+def _shard(model: Transformer, params: ParallelParams, world: World) -> nn.Module:
+    if params.fsdp_cpu_offload:
+        if world.device.type != "cpu":
+            raise ValueError("--fsdp-cpu-offload: not built yet for GPUs; leave it out")
+        logging.warning("--fsdp-cpu-offload has no effect: there is no accelerator to offload from")
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if params.fsdp_amp else None, reduce_dtype=torch.float32)
+    mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
+
+
+@contextlib.contextmanager
+def gradient_sync(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Reduce gradients over the processes in this backward pass, or only add them up here."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
+        yield
+    elif isinstance(model, DistributedDataParallel) and not wanted:
+        with model.no_sync():
+            yield
+    else:
+        yield

@@ -1,0 +1,115 @@
+"""Learning-rate schedules and the length of a run: pure functions of the step, counted from 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from open_lm.params import BatchParams, OptimizerParams
+
+Schedule = Callable[[int], float]
+"""Step to learning rate."""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is, in the sense of OpenLM: epoch e (from 0) ends at step N(e+1)//B."""
+
+    sequences_per_epoch: int
+    epochs: int
+    global_batch_size: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epoch_end(self.epochs - 1)
+
+    @property
+    def total_sequences(self) -> int:
+        """Sequences that the run trains on."""
+        return self.total_steps * self.global_batch_size
+
+    def epoch_end(self, epoch: int) -> int:
+        """Steps made when epoch `epoch` (from 0) is complete."""
+        return self.sequences_per_epoch * (epoch + 1) // self.global_batch_size
+
+    def epochs_done(self, step: int) -> int:
+        """Epochs complete after `step` steps."""
+        return min(self.epochs, ((step + 1) * self.global_batch_size - 1) // self.sequences_per_epoch)
+
+
+def run_length(batch: BatchParams, train_num_samples: int, seq_len: int, global_batch_size: int) -> RunLength:
+    """Raises ValueError for an epoch without a sequence or a run without a step."""
+    sequences = train_num_samples // seq_len
+    if sequences == 0:
+        raise ValueError(f"--train-num-samples {train_num_samples}: less than one sequence of {seq_len} tokens; it counts tokens")
+    length = RunLength(sequences, batch.epochs, global_batch_size)
+    if length.total_steps == 0:
+        raise ValueError(
+            f"--train-num-samples {train_num_samples}: {sequences} sequences x {batch.epochs} epochs are less than one batch of "
+            f"{global_batch_size}; give more tokens or epochs, or a smaller batch"
+        )
+    return length
+
+
+def global_batch_size(batch: BatchParams, world_size: int) -> int:
+    """Sequences per optimizer step: --global-batch-size, or --batch-size x processes, by default 64.
+
+    Raises:
+        ValueError: the two disagree, the processes don't divide it, or accumulation does not divide a process's share.
+    """
+    total = batch.global_batch_size
+    if batch.batch_size is not None:
+        product = batch.batch_size * world_size
+        if total not in (None, product):
+            raise ValueError(
+                f"--batch-size {batch.batch_size} x {world_size} processes = {product}, but --global-batch-size is {total}; "
+                "give one of them"
+            )
+        total = product
+    total = total or 64
+    if total % world_size:
+        allowed = [n for n in range(1, total + 1) if total % n == 0]
+        raise ValueError(
+            f"--global-batch-size {total}: {world_size} processes don't divide it; use {', '.join(map(str, allowed))} processes"
+        )
+    if total // world_size % batch.accum_freq:
+        raise ValueError(f"--accum-freq {batch.accum_freq}: must divide the {total // world_size} sequences of each process")
+    return total
+
+
+def make_schedule(params: OptimizerParams, length: RunLength) -> Schedule:
+    """The schedule that the flags ask for."""
+    total = length.total_steps
+    if params.skip_scheduler:
+        return lambda step: params.lr
+    if params.lr_scheduler == "cosine":
+        return lambda step: cosine(step, params.lr, params.warmup, total, params.lr_cooldown_end, params.force_min_lr)
+    if params.lr_scheduler == "const":
+        return lambda step: warmup(step, params.lr, params.warmup)
+    assert params.epochs_cooldown is not None
+    start = length.epoch_end(max(0, length.epochs - params.epochs_cooldown) - 1) if params.epochs_cooldown < length.epochs else 0
+    power, end = params.lr_cooldown_power, params.lr_cooldown_end
+    return lambda step: const_cooldown(step, params.lr, params.warmup, start, total, end, power)
+
+
+def warmup(step: int, lr: float, warmup_steps: int) -> float:
+    """lr * (s + 1) / warmup, then lr."""
+    return lr * (step + 1) / warmup_steps if step < warmup_steps else lr
+
+
+def cosine(step: int, lr: float, warmup_steps: int, total: int, end: float, floor: float) -> float:
+    """Half a cosine from lr at the end of the warm-up to `end` at `total`, never under `floor` (Loshchilov and Hutter 2017)."""
+    if step < warmup_steps:
+        return warmup(step, lr, warmup_steps)
+    share = min(1.0, (step - warmup_steps) / max(1, total - warmup_steps))
+    return max(floor, end + 0.5 * (1 + math.cos(math.pi * share)) * (lr - end))
+
+
+def const_cooldown(step: int, lr: float, warmup_steps: int, start: int, total: int, end: float, power: float) -> float:
+    """lr until `start`, then a polynomial down to `end` at `total` (Hagele et al. 2024, arXiv:2405.18392)."""
+    if step < warmup_steps or step < start:
+        return warmup(step, lr, warmup_steps)
+    left = max(0.0, 1 - (step - start) / max(1, total - start))
+    return end + left**power * (lr - end)
