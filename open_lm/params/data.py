@@ -18,8 +18,8 @@ class DataParams:
     """manifest.jsonl files, one source each, read without replacement; their shards lie beside them."""
     train_data_mix_weights: tuple[float, ...] = ()
     """Share of each source in the rows of a run. Default: in proportion to the sources' rows."""
-    train_data_upsampling_factors: tuple[float, ...] = ()
-    """With --dataset-resampled: how often the shards of each `::` part are drawn, relative to their rows."""
+    train_data_upsampling_factors: tuple[str, ...] = ()
+    """With --dataset-resampled: how often the shards of each `::` part are drawn, relative to their rows; `1::2` or `1 2`."""
     dataset_resampled: bool = False
     """Draw shards with replacement instead of in passes that see every row once."""
     multiple_data_passes: bool = False

@@ -166,7 +166,7 @@ def build_parser(topics: tuple[type, ...], **about: Any) -> argparse.ArgumentPar
             metavar = "{" + ",".join(choices) + "}" if choices else getattr(item, "__name__", "value").upper()
             add = {"metavar": metavar, "help": f"{text} (default: {default})"}
             if option.is_list:
-                add["nargs"] = "+"
+                add |= {"nargs": "+", "action": "extend"}
         groups[option.topic].add_argument(*names, dest=option.name, **add)
     return parser
 

@@ -1,0 +1,97 @@
+"""The training loop: batches in, steps made, callbacks told. Everything else is a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from open_lm.train.schedule import RunLength, Schedule
+from open_lm.train.step import Step, StepResult
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come."""
+
+    step: int
+    """Optimizer steps made."""
+    sequences: int
+    """Sequences trained on."""
+    tokens: int
+    """Tokens trained on."""
+    epoch: int
+    """Epochs complete."""
+    lr: float = 0.0
+    """Learning rate of the last step."""
+
+
+class Callback(Protocol):
+    """What a run does besides training. Every process calls every method, so collectives are allowed."""
+
+    def after_step(self, position: Position, result: StepResult) -> None:
+        """After each step; reading `result` is a synchronisation."""
+
+    def after_epoch(self, position: Position) -> None:
+        """When `position.epoch` epochs are complete."""
+
+    def close(self) -> None:
+        """At the end, also after an exception."""
+
+
+class Nothing:
+    """A callback that does nothing: a base to write others from."""
+
+    def after_step(self, position: Position, result: StepResult) -> None:
+        """Nothing."""
+
+    def after_epoch(self, position: Position) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def train(
+    batches: Iterable[Tensor],
+    step: Step,
+    schedule: Schedule,
+    length: RunLength,
+    seq_len: int,
+    start: Position,
+    callbacks: Sequence[Callback],
+) -> Position:
+    """Train until the batches end.
+
+    Args:
+        batches: [local_batch, seq_len + 1] int64 on the device, from number `start.sequences` on.
+
+    Returns:
+        Where the run ended.
+    """
+    position = start
+    for tokens in batches:
+        lr = schedule(position.step)
+        result = step(tokens, lr)
+        before, position = position, _advance(position, length, seq_len, lr)
+        for callback in callbacks:
+            callback.after_step(position, result)
+        if position.epoch > before.epoch:
+            for callback in callbacks:
+                callback.after_epoch(position)
+    return position
+
+
+def _advance(position: Position, length: RunLength, seq_len: int, lr: float) -> Position:
+    batch = length.global_batch_size
+    done = length.epochs_done(position.step + 1)
+    return replace(
+        position,
+        step=position.step + 1,
+        sequences=position.sequences + batch,
+        tokens=position.tokens + batch * seq_len,
+        epoch=done,
+        lr=lr,
+    )

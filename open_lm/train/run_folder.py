@@ -1,0 +1,111 @@
+"""The folder of a run, `<logs>/<name>/`: its name, `params.txt`, `out.log`, `checkpoints/`."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from open_lm import storage
+from open_lm.params import LogParams, Params
+from open_lm.train.parallel import World, from_first
+
+_FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", datefmt="%Y-%m-%d,%H:%M:%S")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Run states and weights."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per log step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """One JSON list per validation."""
+        return self.checkpoints / "results.jsonl"
+
+
+def choose_run_folder(params: Params) -> RunFolder:
+    """The folder that --logs and --name mean; without a name, one from the time and the main options."""
+    stamp = datetime.now().strftime("%Y_%m_%d-%H_%M_%S")
+    model = Path(params.model.model).stem
+    made = f"{stamp}-model_{model}-lr_{params.optimizer.lr}-p_{params.parallel.precision}"
+    return RunFolder(storage.local_path(params.log.logs) / from_first(params.log.name or made))
+
+
+def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world: World) -> None:
+    """Make the folder; an existing run is only continued by --resume or removed by --overwrite.
+
+    Raises:
+        ValueError: the run exists, on every process.
+    """
+    problem = None
+    if world.is_first:
+        if folder.path.exists() and params.overwrite and not resuming:
+            shutil.rmtree(folder.path)
+        if folder.path.exists() and not resuming and any(folder.path.iterdir()):
+            problem = f"--name {folder.name}: {folder.path} exists; use another name, --resume latest to continue it, or --overwrite"
+        else:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    problem = from_first(problem)
+    if problem:
+        raise ValueError(problem)
+
+
+def start_logging(folder: RunFolder, params: LogParams, world: World) -> None:
+    """Log lines to standard output and `out.log` on the first process; with --log-local to `out-<rank>.log` on the others."""
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG if params.debug else logging.INFO)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    handlers: list[logging.Handler] = [_BarHandler()] if world.is_first else []
+    if world.is_first or params.log_local:
+        name = "out.log" if world.is_first else f"out-{world.rank}.log"
+        handlers.append(logging.FileHandler(folder.path / name, encoding="utf-8"))
+    for handler in handlers or [logging.NullHandler()]:
+        handler.setFormatter(_FORMAT)
+        root.addHandler(handler)
+    for noisy in ("fsspec", "matplotlib", "urllib3", "botocore", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _BarHandler(logging.Handler):
+    """Prints above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def write_params(folder: RunFolder, values: Mapping[str, Any]) -> None:
+    """`params.txt`: sorted `name: value` lines, readable as YAML, None for what is absent."""
+    with storage.atomic_write(folder.path / "params.txt", "w") as file:
+        file.writelines(f"{name}: {value}\n" for name, value in sorted(values.items()))
+
+
+def copy_code(folder: RunFolder) -> None:
+    """The package as it runs, into the run folder."""
+    source = Path(__file__).resolve().parents[1]
+    shutil.copytree(source, folder.path / "code" / source.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)

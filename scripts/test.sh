@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# All checks and tests: scripts/test.sh [--fast] [pytest arguments]. Does its own set-up.
+#   --fast   leaves out tests that are slow (processes, the quick start) and LLM Foundry's environment
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+fast=
+if [ "${1:-}" = --fast ]; then fast=1 && shift; fi
+python=$(scripts/setup.sh dev | tail -n 1)
+bin=$(dirname "$python")
+export PATH="$bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
+
+echo "== format, lint, types"
+"$bin/ruff" format --check .
+"$bin/ruff" check .
+"$bin/mypy"
+
+if [ -z "$fast" ]; then
+  echo "== golden models and trace under LLM Foundry's torch"
+  foundry=$(scripts/setup.sh foundry | tail -n 1)
+  "$foundry" -m pytest -p no:cacheprovider tests/parity tests/model
+fi
+
+echo "== tests"
+processes=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))')
+if [ -n "$fast" ]; then
+  exec "$python" -m pytest -n "$processes" --dist loadfile -m "not slow" "$@"
+fi
+exec "$python" -m pytest -n "$processes" --dist loadfile --durations 15 "$@"
