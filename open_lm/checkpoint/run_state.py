@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +76,9 @@ def save_run_state(folder: Path, tensors: dict[str, Tensor], state: RunState) ->
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     _barrier()
-    dcp.save(tensors, storage_writer=FileSystemWriter(temporary), no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is what is meant
+        dcp.save(tensors, storage_writer=FileSystemWriter(temporary), no_dist=not dist.is_initialized())
     if first:
         files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
         with open(temporary / STATE_FILE, "w", encoding="utf-8") as file:
@@ -158,7 +161,9 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """
     reader = _SafeReader(path)
     _check_same_model(path, reader.read_metadata().state_dict_metadata, tensors)
-    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 def _check_same_model(path: Path, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:

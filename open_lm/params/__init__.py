@@ -8,7 +8,7 @@ from typing import Any
 
 from open_lm.params.check import MOOT, TOPICS, find_problems
 from open_lm.params.data import BatchParams, DataParams, ValidationParams
-from open_lm.params.fields import UserError, parse_topics
+from open_lm.params.fields import Problems, UserError, parse_topics
 from open_lm.params.run import CheckpointParams, LogParams
 from open_lm.params.training import AveragingParams, ModelParams, OptimizerParams, ParallelParams
 
@@ -22,6 +22,7 @@ __all__ = [
     "OptimizerParams",
     "ParallelParams",
     "Params",
+    "Problems",
     "UserError",
     "ValidationParams",
     "parse_params",

@@ -17,7 +17,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +30,28 @@ class UserError(ValueError):
     def __init__(self, problems: Iterable[str]):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class Problems:
+    """Gathers the problems of several steps, so that the user sees all of them at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def attempt(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        """The function's result, or None where it raised a ValueError, which is kept."""
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            self.found += error.problems
+        except ValueError as error:
+            self.found.append(str(error))
+        return None
+
+    def raise_any(self) -> None:
+        """Raises UserError with every problem found, if there is one."""
+        if self.found:
+            raise UserError(self.found)
 
 
 def flag(default: Any, *aliases: str) -> Any:

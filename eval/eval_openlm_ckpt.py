@@ -1,0 +1,27 @@
+#!/usr/bin/env python
+"""Score checkpoints on benchmark tasks; the work is in open_lm/evaluation.
+
+cd eval
+python eval_openlm_ckpt.py --eval-yaml in_memory_hf_eval.yaml --model open_lm_1b --checkpoint epoch_1.pt --out results.json
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from open_lm.evaluation.command import run_eval  # noqa: E402
+
+
+def main() -> int:
+    """Exit status 0, or 2 with the problems on stderr."""
+    try:
+        run_eval()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

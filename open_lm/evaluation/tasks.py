@@ -1,0 +1,194 @@
+"""Benchmark tasks as LLM Foundry's YAML files list them, and where their data lie.
+
+In: a YAML with `icl_tasks:`. Out: `TaskFile`, one `Task` for every number of few-shot examples. LLM Foundry's other top-level
+keys (`model:`, `tokenizer:`, `device_eval_batch_size:`, ...) describe its own run and are left to it, except for `max_seq_len`
+and `precision`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from open_lm import storage
+from open_lm.evaluation.precision import FOUNDRY_NAMES, Precision
+from open_lm.params.fields import UserError, nearest
+
+TaskType = Literal["multiple_choice", "schema", "language_modeling"]
+
+METRICS: dict[str, str] = {
+    "multiple_choice": "InContextLearningMultipleChoiceAccuracy",
+    "schema": "InContextLearningMultipleChoiceAccuracy",
+    "language_modeling": "InContextLearningLMAccuracy",
+}
+LATER_TYPES = ("generation_task_with_answers", "question_answering", "code_evaluation")
+_DEFAULTS: dict[str, Any] = {
+    "continuation_delimiter": " ",
+    "example_delimiter": "\n",
+    "prompt_string": "",
+    "question_prelimiter": "",
+    "fewshot_random_seed": 1234,
+    "max_seq_len": None,
+}
+_REQUIRED = ("label", "dataset_uri", "num_fewshot", "icl_task_type")
+# Keys of LLM Foundry that change nothing in the three task types scored here.
+_MOOT = (
+    "metric_names", "batch_size", "pass_at_k", "num_beams", "generations_per_sample", "generation_kwargs", "cot_delimiter",
+    "early_stopping_criteria", "do_normalization", "hf_parsing_map", "hf_loading_vars", "has_categories",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the benchmark table: a data set at one number of few-shot examples."""
+
+    label: str
+    dataset_uri: str
+    icl_task_type: TaskType
+    num_fewshot: int = 0
+    continuation_delimiter: str = " "
+    """Between a question and its answer."""
+    example_delimiter: str = "\n"
+    """Before every example but the first, and before the question when anything precedes it."""
+    prompt_string: str = ""
+    """Before everything else."""
+    question_prelimiter: str = ""
+    """Before every question, those of examples included."""
+    fewshot_random_seed: int = 1234
+    max_seq_len: int | None = None
+    """Longest request in tokens; None leaves it to the file, and then to the model."""
+
+    @property
+    def name(self) -> str:
+        """`<label>/<n>-shot`, as LLM Foundry reports it."""
+        return f"{self.label}/{self.num_fewshot}-shot"
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What a task YAML says."""
+
+    tasks: tuple[Task, ...]
+    max_seq_len: int | None
+    """Longest request where a task doesn't say; None: the model's seq_len."""
+    precision: Precision
+
+
+def read_task_file(url: str) -> TaskFile:
+    """The tasks of a YAML file or URL, their data located.
+
+    Raises:
+        UserError: every problem of the file, missing data files included.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(storage.read_bytes(url))
+    except FileNotFoundError:
+        raise UserError([f"--eval-yaml {url}: no such file; give a YAML with `icl_tasks:`"]) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError([f"--eval-yaml {url}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+    return parse_task_file(content, url)
+
+
+def parse_task_file(content: object, url: str) -> TaskFile:
+    """The tasks of a YAML's content; `url` names the file and is where relative data may lie. Raises UserError."""
+    where = f"--eval-yaml {url}"
+    entries = content.get("icl_tasks") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(entries, list) or not entries:
+        hint = nearest("icl_tasks", map(str, content)) if isinstance(content, dict) and "icl_tasks" not in content else ""
+        raise UserError([f"{where}: must hold a list `icl_tasks:` of tasks.{hint}"])
+    problems: list[str] = []
+    tasks: list[Task] = []
+    for number, entry in enumerate(entries, 1):
+        found, wrong = _parse_entry(entry, f"{where}: task {number}")
+        located, missing = _locate(found, url)
+        tasks += located
+        problems += wrong + missing
+    problems += _repeated(tasks, where)
+    max_seq_len = content.get("max_seq_len")
+    if max_seq_len is not None and not _is_count(max_seq_len, 2):
+        problems.append(f"{where}: max_seq_len {max_seq_len}: give a whole number of at least 2")
+    precision = str(content.get("precision") or "fp32")
+    if precision not in FOUNDRY_NAMES:
+        problems.append(f"{where}: precision {precision}: choose one of {', '.join(FOUNDRY_NAMES)}")
+    if problems:
+        raise UserError(problems)
+    return TaskFile(tuple(tasks), max_seq_len, FOUNDRY_NAMES[precision])
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _parse_entry(entry: object, where: str) -> tuple[list[Task], list[str]]:
+    """One entry of `icl_tasks:` as tasks, and its problems."""
+    if not isinstance(entry, dict):
+        return [], [f"{where}: must hold `key: value` pairs"]
+    where = f"{where} ({entry['label']})" if entry.get("label") else where
+    known = (*_REQUIRED, *_DEFAULTS, *_MOOT)
+    problems = [f"{where}: unknown key {key}.{nearest(str(key), known)}" for key in entry if key not in known]
+    missing = [key for key in _REQUIRED if entry.get(key) is None]
+    if missing:
+        return [], [*problems, f"{where}: lacks {', '.join(missing)}"]
+    problems += _unsupported(entry, where)
+    values = {key: entry[key] if entry.get(key) is not None else default for key, default in _DEFAULTS.items()}
+    problems += _mistyped(values, where)
+    shots = entry["num_fewshot"] if isinstance(entry["num_fewshot"], list) else [entry["num_fewshot"]]
+    if not shots or not all(_is_count(n, 0) for n in shots):
+        problems.append(f"{where}: num_fewshot {entry['num_fewshot']}: give whole numbers, such as [0, 10]")
+    if problems:
+        return [], problems
+    task_type = cast(TaskType, entry["icl_task_type"])
+    return [Task(str(entry["label"]), str(entry["dataset_uri"]), task_type, num_fewshot=n, **values) for n in shots], []
+
+
+def _unsupported(entry: Mapping[Any, Any], where: str) -> list[str]:
+    """What LLM Foundry can do and this scorer can't yet."""
+    kind = str(entry["icl_task_type"])
+    if kind in LATER_TYPES:
+        return [f"{where}: icl_task_type {kind} is not built yet; leave the task out"]
+    if kind not in METRICS:
+        return [f"{where}: icl_task_type {kind}: choose one of {', '.join(METRICS)}.{nearest(kind, METRICS)}"]
+    problems = []
+    if entry.get("has_categories"):
+        problems.append(f"{where}: has_categories is not built yet; leave the task out")
+    if str(entry["dataset_uri"]).startswith("hf://"):
+        problems.append(f"{where}: dataset_uri {entry['dataset_uri']}: hf:// is not built yet; give a jsonl file")
+    names = entry.get("metric_names")
+    if names and METRICS[kind] not in names:
+        problems.append(f"{where}: metric_names {names}: only {METRICS[kind]} is computed for {kind}")
+    return problems
+
+
+def _mistyped(values: Mapping[str, Any], where: str) -> list[str]:
+    problems = []
+    for key, default in _DEFAULTS.items():
+        value = values[key]
+        if isinstance(default, str) and not isinstance(value, str):
+            problems.append(f"{where}: {key} {value!r}: give text in quotes")
+        elif key == "fewshot_random_seed" and not _is_count(value, 0):
+            problems.append(f"{where}: {key} {value!r}: give a whole number")
+        elif key == "max_seq_len" and value is not None and not _is_count(value, 2):
+            problems.append(f"{where}: {key} {value!r}: give a whole number of at least 2")
+    return problems
+
+
+def _locate(tasks: list[Task], url: str) -> tuple[list[Task], list[str]]:
+    """Tasks with the data's path as found: from the working folder, else from the YAML's folder."""
+    if not tasks:
+        return [], []
+    uri = tasks[0].dataset_uri
+    beside = storage.join(storage.parent(url), uri)
+    found = next((path for path in dict.fromkeys((uri, beside)) if storage.exists(path)), None)
+    if found is None:
+        places = "the working folder" if uri == beside else f"the working folder or as {beside}"
+        return [], [f"--eval-yaml {url}: {tasks[0].label}: dataset_uri {uri}: no such file in {places}; correct it or put the data there"]
+    return [replace(task, dataset_uri=found) for task in tasks], []
+
+
+def _repeated(tasks: list[Task], where: str) -> list[str]:
+    """Results are kept by name, so two tasks of one name would overwrite each other."""
+    names = [task.name for task in tasks]
+    return [f"{where}: {name} appears more than once; give each its own label" for name in dict.fromkeys(names) if names.count(name) > 1]

@@ -1,0 +1,36 @@
+"""The command of a training run: `torchrun --nproc-per-node N -m open_lm.main ...`, or `python -m open_lm.main ...` for one process.
+
+Exit codes: 0 done; 1 an error while it ran; 2 a mistake that the user can mend, told before anything started.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from open_lm.params import UserError, parse_params
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and return the exit code."""
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        params, warnings = parse_params(argv)
+        from open_lm.run import run  # after the options, so that --help and mistakes are answered at once
+        from open_lm.train.parallel import join_world
+
+        with join_world(params.parallel) as world:
+            run(params, world, warnings)
+    except UserError as error:
+        for problem in error.problems if rank == 0 else ():  # every process found the same
+            print(f"open_lm: error: {problem}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"open_lm: error on process {rank}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

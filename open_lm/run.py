@@ -1,0 +1,286 @@
+"""A training run from beginning to end. Reads like its list of contents: check everything, build, resume, train."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from open_lm import __version__
+from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, read_run_state, state_tensors
+from open_lm.checkpoint.weights import load_weights, read_weights
+from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
+from open_lm.data.loader import Loader, LoaderShape, check_processes
+from open_lm.data.plan import differences
+from open_lm.evaluation.in_training import InTraining, ValidationConfig
+from open_lm.model.attention import Kernel, get_kernel
+from open_lm.model.config import ModelConfig
+from open_lm.model.transformer import Transformer, count_parameters
+from open_lm.model.zoo import get_model_config
+from open_lm.params import ModelParams, Params, Problems
+from open_lm.train.loop import Callback, Position, train
+from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
+from open_lm.train.optimizer import make_optimizer
+from open_lm.train.parallel import World, autocast_dtype, from_first, parallelize
+from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
+from open_lm.train.saving import RunStates, SavePlan, Weights
+from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
+from open_lm.train.step import Step, StepConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything about a run that is known and checked before the model is built."""
+
+    params: Params
+    world: World
+    folder: RunFolder
+    config: ModelConfig
+    kernel: Kernel
+    data: TrainData
+    validation: tuple[ValidationSet, ...]
+    length: RunLength
+    resumed: tuple[Path, RunState] | None
+
+    @property
+    def start(self) -> Position:
+        """Where training begins or goes on."""
+        if self.resumed is None:
+            return Position(0, 0, 0, 0)
+        state = self.resumed[1]
+        return Position(state.step, state.sequences, state.tokens, self.length.epochs_done(state.step))
+
+
+def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
+    """Train as the options say.
+
+    Raises:
+        UserError: a mistake in options or files, on every process, before anything started.
+    """
+    job = prepare(params, world)
+    start_logging(job.folder, params.log, world)
+    for warning in warnings:
+        logging.warning(warning)
+    if job.start.step >= job.length.total_steps:
+        logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
+        return
+    if world.is_first:
+        describe(job)
+    model, optimizer = build(job)
+    try:
+        train_job(job, model, optimizer)
+    except ValueError as error:
+        logging.error(f"process {world.rank}: {error}")
+        raise
+    except Exception:
+        logging.exception(f"process {world.rank} stopped")
+        raise
+
+
+def prepare(params: Params, world: World) -> Job:
+    """Check options, files and folder, and open the data. Raises UserError with every problem found."""
+    problems = Problems()
+    folder = choose_run_folder(params)
+    resumed = problems.attempt(find_resume, params.checkpoint.resume, folder, world)
+    flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
+    config = problems.attempt(get_model_config, params.model.model, flags)
+    kernel = problems.attempt(get_kernel, params.model.attn_name)
+    batch = problems.attempt(global_batch_size, params.batch, world.size)
+    data = length = validation = None
+    if config and batch:
+        streams = resumed[1].plan.get("streams") if resumed else None
+        asked = replace(params.data, data_streams=params.data.data_streams or streams)
+        sizes = {"seq_len": config.seq_len, "vocab_size": config.vocab_size}
+        data = problems.attempt(build_train_data, asked, global_batch_size=batch, **sizes)
+        validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, **sizes)
+    if config and batch and data:
+        problems.attempt(check_processes, world.size, batch, data.streams)
+        tokens = params.data.train_num_samples or (data.one_pass() or 0) * config.seq_len
+        length = problems.attempt(run_length, params.batch, tokens, config.seq_len, batch)
+        if length:
+            several = params.data.multiple_data_passes or params.data.train_num_samples is None
+            problems.attempt(data.check_length, length.total_sequences, several)
+        if resumed:
+            problems.attempt(check_resume, resumed[1], data, config, batch)
+    if not problems.found:
+        problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
+    problems.raise_any()
+    assert config and kernel and data and length and validation is not None
+    return Job(params, world, folder, config, kernel, data, validation, length, resumed)
+
+
+def find_resume(resume: str | None, folder: RunFolder, world: World) -> tuple[Path, RunState] | None:
+    """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning."""
+    if resume is None:
+        return None
+    found: tuple[Path, RunState] | str | None = None
+    if world.is_first:
+        try:
+            if resume == "latest":
+                found = newest_run_state(folder.checkpoints)
+            else:
+                found = (Path(resume), read_run_state(Path(resume)))
+        except ValueError as error:
+            found = f"--resume {resume}: {error}"
+    found = from_first(found)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+def check_resume(state: RunState, data: TrainData, config: ModelConfig, batch: int) -> None:
+    """Raises ValueError, in words, where the run would not go on as it began."""
+    changed = differences(state.plan, data.description)
+    if state.model_config != config.to_dict():
+        new = config.to_dict()
+        keys = [k for k in {**new, **state.model_config} if state.model_config.get(k) != new.get(k)]
+        changed += [f"--model: {key} was {state.model_config.get(key)}, is {new.get(key)}" for key in keys]
+    if state.global_batch_size != batch:
+        changed.append(f"--global-batch-size was {state.global_batch_size}, is {batch}")
+    if changed:
+        raise ValueError(
+            f"--resume: the run at step {state.step} can't go on: {'; '.join(changed)}; give what it began with, or a new --name"
+        )
+
+
+def describe(job: Job) -> None:
+    """The start of the log, params.txt, and what else lies in the run folder from the beginning."""
+    params, world, length = job.params, job.world, job.length
+    resolved = {
+        **params.flat(),
+        "name": job.folder.name,
+        "log_path": job.folder.path / "out.log",
+        "checkpoint_path": job.folder.checkpoints,
+        "device": world.device,
+        "rank": world.rank,
+        "world_size": world.size,
+        "distributed": world.size > 1,
+        "global_batch_size": length.global_batch_size,
+        "per_gpu_batch_size": length.global_batch_size // world.size,
+        "data_streams": job.data.streams,
+        "seq_len": job.config.seq_len,
+        "vocab_size": job.config.vocab_size,
+        "total_steps": length.total_steps,
+    }
+    write_params(job.folder, resolved)
+    if job.data.tokenizer:
+        (job.folder.path / "tokenizer.json").write_text(job.data.tokenizer.json_text, encoding="utf-8")
+    if params.log.copy_codebase:
+        copy_code(job.folder)
+    for line in (
+        f"Run {job.folder.path}: {world.size} processes on {world.device.type}, open_lm {__version__}, torch {torch.__version__}",
+        *job.data.log_lines(),
+        f"{length.total_steps} steps of {length.global_batch_size} sequences of {job.config.seq_len} tokens in {length.epochs} epochs",
+        *(f"  {name}: {value}" for name, value in sorted(resolved.items())),
+    ):
+        logging.info(line)
+    if params.optimizer.warmup >= length.total_steps and not params.optimizer.skip_scheduler:
+        logging.warning(f"--warmup {params.optimizer.warmup}: the run has {length.total_steps} steps and never leaves its warm-up")
+
+
+def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
+    """Model and optimizer on their devices, with first, pretrained or resumed values."""
+    torch.manual_seed(job.params.data.seed)
+    model = Transformer(job.config, job.kernel)
+    model.init_weights()
+    _start_from_pretrained(model, job.params.model)
+    logging.info(f"Model {job.params.model.model}: {count_parameters(model):,} parameters")
+    spread = parallelize(model, job.params.parallel, job.world)
+    optimizer = make_optimizer(spread, job.params.optimizer)
+    if job.resumed:
+        path, state = job.resumed
+        load_tensors(path, state_tensors(spread, optimizer))
+        logging.info(f"Resumed from {path}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
+    return spread, optimizer
+
+
+def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
+    if params.pretrained:
+        load_weights(model, read_weights(params.pretrained).state_dict, params.pretrained)
+        logging.info(f"Weights from {params.pretrained}")
+
+
+def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
+    """Train, with everything that happens beside it, and close all of it whatever happens."""
+    params, world, length, start = job.params, job.world, job.length, job.start
+    shape = LoaderShape(world.rank, world.size, length.global_batch_size, job.data.streams, start.sequences, length.total_sequences)
+    config = StepConfig(
+        params.batch.accum_freq, params.optimizer.grad_clip_norm, params.optimizer.z_loss_coefficient, autocast_dtype(params.parallel)
+    )
+    step = Step(model, optimizer, config, world)
+    with ExitStack() as stack:
+        loader = stack.enter_context(Loader(job.data.rows, shape, params.data.workers))
+        callbacks = make_callbacks(job, model, optimizer, loader)
+        for callback in callbacks:
+            stack.callback(callback.close)
+        schedule = make_schedule(params.optimizer, length)
+        end = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, start, callbacks)
+    logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {job.folder.checkpoints}")
+
+
+def _on_device(batches: Loader, device: torch.device) -> Iterator[Tensor]:
+    for tokens in batches:
+        yield tokens.to(device, non_blocking=True)
+
+
+def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loader: Loader) -> list[Callback]:
+    """What happens beside training, in its order: log, save the run state, validate, save weights with the validation."""
+    params, world = job.params, job.world
+    plan = SavePlan.of(params.checkpoint, params.batch.epochs)
+    sinks = make_sinks(params.log, job.folder, params.flat(), job.start.step) if world.is_first else []
+    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start)
+    validation = InTraining(model, job.validation, validation_config(job), job.folder.checkpoints, params.model.model, log.validated)
+    callbacks: list[Callback] = [
+        log,
+        RunStates(job.folder.checkpoints, plan, model, optimizer, lambda position: run_state(job, position), world),
+        validation,
+        Weights(job.folder.checkpoints, plan, model, about_weights(job), lambda: validation.metrics, world),
+    ]
+    return [*callbacks, ProgressBar(job.length, job.start)] if world.is_first else callbacks
+
+
+def validation_config(job: Job) -> ValidationConfig:
+    """The part of the options that validation needs."""
+    params, world = job.params, job.world
+    return ValidationConfig(
+        every_epochs=params.validation.val_frequency,
+        epochs=params.batch.epochs,
+        global_batch_size=params.validation.global_val_batch_size or job.length.global_batch_size,
+        precision="fp32" if autocast_dtype(params.parallel) is None else "amp_bfloat16",
+        workers=params.data.workers,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def run_state(job: Job, position: Position) -> RunState:
+    """The plain values of a run state."""
+    tokenizer = job.data.tokenizer
+    return RunState(
+        step=position.step,
+        sequences=position.sequences,
+        tokens=position.tokens,
+        global_batch_size=job.length.global_batch_size,
+        plan=job.data.description,
+        model_config=job.config.to_dict(),
+        params=job.params.flat(),
+        tokenizer={"sha256": tokenizer.sha256, "eot_id": tokenizer.eot_id} if tokenizer else None,
+        versions={"open_lm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        world_size=job.world.size,
+    )
+
+
+def about_weights(job: Job) -> dict[str, Any]:
+    """What an epoch_N.pt says about itself."""
+    tokenizer = job.data.tokenizer
+    about: dict[str, Any] = {"name": job.folder.name, "model_config": job.config.to_dict(), "params": job.params.flat()}
+    if tokenizer:
+        about |= {"tokenizer_json": tokenizer.json_text, "eot_token": tokenizer.eot_token, "eot_id": tokenizer.eot_id}
+    return about

@@ -1,0 +1,94 @@
+"""eval/eval_openlm_ckpt.py: options, output, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_lm.evaluation.command import parse_eval, run_eval
+from open_lm.model.transformer import Transformer
+from open_lm.params.fields import UserError
+from open_lm.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: two checkpoints that carry nothing, their config, a tokenizer and a task file."""
+    for name in ("one.pt", "two.pt"):
+        torch.save({"epoch": 1, "name": "x", "state_dict": model.state_dict()}, tmp_path / name)
+    (tmp_path / "model.json").write_text(json.dumps(model.config.to_dict()))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tokenizer.json").write_text(tokenizer.json_text)
+    rows = [{"query": f"a cat saw {i}", "choices": ["a hat", "a mat"], "gold": i % 2} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks.yaml").write_text(
+        "icl_tasks:\n- {label: hats, dataset_uri: rows.jsonl, num_fewshot: [0, 1], icl_task_type: multiple_choice}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("open_lm.evaluation.command.choose_device", lambda named: "cpu")
+    return tmp_path
+
+
+MODEL = ["--eval-yaml", "tasks.yaml", "--model-config", "model.json"]
+
+
+def test_several_checkpoints_give_a_table_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_eval([*MODEL, "--checkpoint", "one.pt", "two.pt", "--tokenizer", "tokenizer", "--out", "results.json"])
+    out = capsys.readouterr().out
+    header, _, first, *_ = out.splitlines()
+    assert "one.pt" in header and "two.pt" in header and first.startswith("| hats/0-shot")
+    content = json.loads((folder / "results.json").read_text())
+    assert list(content) == ["one.pt", "two.pt"]
+    for tasks in content.values():
+        assert list(tasks) == ["hats/0-shot", "hats/1-shot"]
+        assert all(0 <= task["accuracy"] <= 1 and task["questions"] == 6 for task in tasks.values())
+    assert f"{content['one.pt']['hats/0-shot']['accuracy']:.4f}" in first
+
+
+def test_limit_scores_the_first_questions(folder: Path) -> None:
+    run_eval([*MODEL, "--checkpoint", "one.pt", "--tokenizer", "tokenizer", "--limit", "2", "--out", "results.json"])
+    assert json.loads((folder / "results.json").read_text())["one.pt"]["hats/1-shot"]["questions"] == 2
+
+
+def test_a_checkpoint_without_tokenizer_asks_for_one(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"--tokenizer: the checkpoint carries none; give a tokenizer\.json"):
+        run_eval([*MODEL, "--checkpoint", "one.pt"])
+
+
+def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(folder: Path, tokenizer: Tokenizer) -> None:
+    import tokenizers
+
+    backend = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    backend.add_tokens([f"extra{i}" for i in range(50)])
+    backend.save(str(folder / "large.json"))
+    with pytest.raises(ValueError, match=r"--tokenizer large\.json: has ids up to .*, the model knows 300"):
+        run_eval([*MODEL, "--checkpoint", "one.pt", "--tokenizer", "large.json"])
+
+
+def test_all_problems_of_the_command_line_come_together(folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        parse_eval(["--eval-yaml", "gone.yaml", "--model", "a", "--model-config", "b", "--checkpoint", "no.pt", "--limit", "0"])
+    text = "\n".join(error.value.problems)
+    assert all(word in text for word in ("gone.yaml", "--model-config b", "--checkpoint no.pt", "--limit 0"))
+
+
+def test_several_processes_are_refused_for_now(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun"):
+        parse_eval([*MODEL, "--checkpoint", "one.pt"])
+
+
+@pytest.mark.slow
+def test_the_file_runs_from_its_own_folder(folder: Path, repo: Path) -> None:
+    command = [sys.executable, "eval_openlm_ckpt.py", "--eval-yaml", str(folder / "tasks.yaml"), "--checkpoint", str(folder / "one.pt")]
+    more = ["--model-config", str(folder / "model.json"), "--tokenizer", str(folder / "tokenizer"), "--device", "cpu"]
+    done = subprocess.run([*command, *more], cwd=repo / "eval", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| hats/0-shot |" in done.stdout
+    wrong = subprocess.run([*command, "--model", "open_lm_1bb"], cwd=repo / "eval", capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "open_lm_1b" in wrong.stderr and "Traceback" not in wrong.stderr

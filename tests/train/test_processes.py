@@ -1,0 +1,116 @@
+"""Real processes: the same data, seed and flags give the same losses on 1, 2 and 4, and a run goes on after any stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+LONG = ("--epochs", "10", "--multiple-data-passes")  # 100 steps
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_losses_agree_on_1_2_and_4_processes_over_100_steps(bench: Any) -> None:
+    ok(bench.run(1, "one", *LONG))
+    expected = bench.metrics("one")
+    assert len(expected) == 100
+    for processes, flags in ((2, ()), (2, ("--fsdp",)), (4, ("--fsdp", "--workers", "2")), (4, ("--accum-freq", "2"))):
+        name = f"{processes}{''.join(flags)}"
+        ok(bench.run(processes, name, *LONG, *flags))
+        worst = max(abs(a / b - 1) for a, b in zip(bench.metrics(name), expected, strict=True))
+        assert worst < 1e-6, f"{name}: {worst}"
+        assert bench.metrics(name, "grad_norm") == pytest.approx(bench.metrics("one", "grad_norm"), rel=1e-4)
+
+
+@pytest.mark.parametrize(("processes", "flags"), [(2, ()), (2, ("--fsdp",)), (4, ("--fsdp", "--accum-freq", "2"))])
+def test_resume_on_the_same_processes_is_bit_equal(bench: Any, processes: int, flags: tuple[str, ...]) -> None:
+    ok(bench.run(processes, "whole", "--save-every-steps", "13", *flags))
+    bench.copy_at("whole", "again", 13)
+    ok(bench.run(processes, "again", "--resume", "latest", *flags))
+    assert bench.metrics("again") == bench.metrics("whole")
+    a, b = bench.weights("whole"), bench.weights("again")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_goes_on_with_the_same_batches_on_other_processes(bench: Any) -> None:
+    ok(bench.run(1, "one", *LONG))
+    ok(bench.run(2, "moved", *LONG, "--fsdp", "--save-every-steps", "33"))
+    for processes, step, flags in ((4, 33, ("--fsdp",)), (1, 66, ())):
+        for path in (bench.folder / "logs/moved/checkpoints").glob("step_*"):
+            if int(path.name[5:]) > step:
+                path.rename(path.with_name(f"was_{path.name}"))
+        ok(bench.run(processes, "moved", *LONG, "--resume", "latest", *flags, "--save-every-steps", "33"))
+        assert f"step_{step}: step {step}" in bench.log("moved")
+    worst = max(abs(a / b - 1) for a, b in zip(bench.metrics("moved"), bench.metrics("one"), strict=True))
+    assert worst < 1e-6, worst
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it was to be killed"
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_kill_9_of_everything_then_resume_ends_with_the_same_weights(bench: Any) -> None:
+    flags = (*LONG, "--save-every-steps", "5")
+    ok(bench.run(2, "whole", *flags))
+    process = subprocess.Popen(bench.command(2, "killed", *flags), env=bench.env, cwd=bench.folder, start_new_session=True)
+    wait_for(bench.folder / "logs/killed/checkpoints/step_15", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    ok(bench.run(2, "killed", *flags, "--resume", "latest"))
+    assert bench.metrics("killed") == bench.metrics("whole")
+    a, b = bench.weights("whole", 10), bench.weights("killed", 10)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_error_on_one_process_ends_all_of_them(bench: Any) -> None:
+    shard = bench.folder / "shards/shard-0000002.tar"
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"NUMPY") + 200
+    content[place : place + 2] = b"\xff\xff"
+    shard.write_bytes(content)
+    begin = time.monotonic()
+    done = bench.run(2, "a", "--epochs", "3")
+    assert done.returncode != 0
+    assert "shard-0000002.tar" in done.stderr
+    assert "65535" in done.stderr
+    assert time.monotonic() - begin < 60
+
+
+def test_processes_that_do_not_divide_the_batch_are_told(bench: Any) -> None:
+    done = bench.run(2, "a", "--global-batch-size", "9")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("open_lm: error")]
+    assert lines == ["open_lm: error: --global-batch-size 9: 2 processes don't divide it; use 1, 3, 9 processes"]
+
+
+def test_validation_is_the_same_on_any_number_of_processes(bench: Any) -> None:
+    flags = ("--val-data", str(bench.folder / "shards/shard-0000001.tar"), "--global-val-batch-size", "7", "--epochs", "1")
+    results = []
+    for processes, more in ((1, ()), (2, ("--fsdp",)), (4, ())):
+        ok(bench.run(processes, f"p{processes}", *flags, *more))
+        results.append(json.loads((bench.folder / f"logs/p{processes}/checkpoints/results.jsonl").read_text())[0])
+    assert {r["tokens"] for r in results} == {80 * 32}
+    assert {r["sequences"] for r in results} == {80}
+    assert all(abs(r["loss"] / results[0]["loss"] - 1) < 1e-6 for r in results)
+
+
+def test_amp_with_fsdp_trains(bench: Any) -> None:
+    ok(bench.run(2, "a", "--fsdp", "--fsdp-amp", "--precision", "amp_bfloat16", "--grad-checkpointing"))
+    losses = bench.metrics("a")
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(w.dtype == torch.float32 for w in bench.weights("a").values())
