@@ -28,7 +28,7 @@ from open_lm.params import ModelParams, Params, Problems
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
 from open_lm.train.optimizer import make_optimizer
-from open_lm.train.parallel import World, autocast_dtype, from_first, parallelize
+from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
 from open_lm.train.saving import RunStates, SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
@@ -93,27 +93,33 @@ def prepare(params: Params, world: World) -> Job:
     config = problems.attempt(get_model_config, params.model.model, flags)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
     batch = problems.attempt(global_batch_size, params.batch, world.size)
-    data = length = validation = None
-    if config and batch:
-        streams = resumed[1].plan.get("streams") if resumed else None
-        asked = replace(params.data, data_streams=params.data.data_streams or streams)
-        sizes = {"seq_len": config.seq_len, "vocab_size": config.vocab_size}
-        data = problems.attempt(build_train_data, asked, global_batch_size=batch, **sizes)
-        validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, **sizes)
+    # files are looked at even where model or batch are wrong, so that all mistakes are told at once
+    sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
+    streams = params.data.data_streams or (resumed[1].plan.get("streams") if resumed else None)
+    asked = replace(params.data, data_streams=streams)
+    data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
+    validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, **sizes)
+    length = None
     if config and batch and data:
         problems.attempt(check_processes, world.size, batch, data.streams)
-        tokens = params.data.train_num_samples or (data.one_pass() or 0) * config.seq_len
-        length = problems.attempt(run_length, params.batch, tokens, config.seq_len, batch)
-        if length:
-            several = params.data.multiple_data_passes or params.data.train_num_samples is None
-            problems.attempt(data.check_length, length.total_sequences, several)
+        length = problems.attempt(choose_length, params, data, config.seq_len, batch)
         if resumed:
             problems.attempt(check_resume, resumed[1], data, config, batch)
+    problems.found = from_all(problems.found)
     if not problems.found:
         problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
     problems.raise_any()
     assert config and kernel and data and length and validation is not None
     return Job(params, world, folder, config, kernel, data, validation, length, resumed)
+
+
+def choose_length(params: Params, data: TrainData, seq_len: int, batch: int) -> RunLength:
+    """The run's length: --train-num-samples tokens an epoch, or one pass. Raises ValueError where the data don't suffice."""
+    tokens = params.data.train_num_samples or (data.one_pass() or 0) * seq_len
+    length = run_length(params.batch, tokens, seq_len, batch)
+    # an epoch of one pass is asked for as often as there are epochs
+    data.check_length(length.total_sequences, params.data.multiple_data_passes or params.data.train_num_samples is None)
+    return length
 
 
 def find_resume(resume: str | None, folder: RunFolder, world: World) -> tuple[Path, RunState] | None:

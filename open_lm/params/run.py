@@ -35,8 +35,8 @@ class LogParams:
 
     name: str | None = None
     """Name of the run. Default: made from the time and the main options."""
-    logs: str = "./logs"
-    """Folder of run folders."""
+    logs: str = flag("./logs", "--logs-dir")
+    """Folder of run folders. (Under torchrun with Python before 3.12.7 write --logs-dir: torchrun takes --logs for one of its own.)"""
     overwrite: bool = False
     """Delete an existing run of this name first."""
     report_to: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class LogParams:
     """Steps between log lines."""
     log_local: bool = False
     """Write a log file for every process, not only the first."""
-    debug: bool = flag(False)
+    debug: bool = False
     """Log at level DEBUG."""
     copy_codebase: bool = False
     """Copy the source code into the run folder."""

@@ -79,6 +79,15 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+def from_all(problems: list[str]) -> list[str]:
+    """The problems of all processes, each once, on every process."""
+    if not dist.is_initialized():
+        return problems
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, problems)
+    return list(dict.fromkeys(problem for one in everyone for problem in one))
+
+
 def autocast_dtype(params: ParallelParams) -> torch.dtype | None:
     """The type of autocast, None without it."""
     return torch.bfloat16 if params.precision in ("amp_bfloat16", "amp_bf16") and not params.fsdp_pure_bf16 else None

@@ -33,8 +33,8 @@ class Bench:
         """The command line of a run of 30 steps; later flags win."""
         data = self.folder / "shards/shard-{0000000..0000003}.tar"
         flags = f"--model {self.folder / 'tiny.json'} --train-data {data} --train-num-samples {80 * SEQ_LEN} --epochs 3"
-        flags += " --global-batch-size 8 --precision fp32 --lr 1e-2 --warmup 5 --log-every-n-steps 1 --grad-clip-norm 1 --workers 1"
-        return [*flags.split(), "--logs", str(self.folder / "logs"), "--name", name, *more]
+        flags += " --global-batch-size 8 --precision fp32 --lr 3e-3 --warmup 5 --log-every-n-steps 1 --grad-clip-norm 1 --workers 1"
+        return [*flags.split(), "--logs-dir", str(self.folder / "logs"), "--name", name, *more]
 
     def command(self, processes: int, name: str, *more: str) -> list[str]:
         """The same through torchrun."""

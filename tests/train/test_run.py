@@ -239,10 +239,11 @@ def test_an_id_beyond_the_vocabulary_names_shard_and_member(bench: Any, main_her
 
 
 def test_all_mistakes_are_told_at_once_before_work(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model", "open_lm_161m", "--train-data", "nowhere/*.tar", "--global-batch-size", "9", "--accum-freq", "2"]
+    flags = ["--model", "open_lm_160", "--train-data", "nowhere/*.tar", "--global-batch-size", "9", "--accum-freq", "2"]
     assert main_here("a", *flags) == 2
     error = capsys.readouterr().err
     assert "Did you mean open_lm_160m?" in error
+    assert "--train-data nowhere/*.tar: no file matches" in error
     assert "--accum-freq 2: must divide the 9 sequences" in error
     assert not (bench.folder / "logs").exists()
 

@@ -1,0 +1,9 @@
+"""A run as a page: run folders, scores and samples in; report.html and its pictures out.
+
+`run` reads a run folder's files, `pictures` draws, `page` writes the HTML. Reads file formats only: no model, no torch.
+"""
+
+from open_lm.report.page import Report, write_report
+from open_lm.report.run import RunLog, Scores, read_run, read_scores
+
+__all__ = ["Report", "RunLog", "Scores", "read_run", "read_scores", "write_report"]
