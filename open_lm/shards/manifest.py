@@ -65,3 +65,28 @@ def shard_url(manifest: str, entry: ShardEntry) -> str:
     """Where the shard of an entry lies: beside its manifest."""
     name = entry.shard if entry.shard.endswith(".tar") else entry.shard + ".tar"
     return storage.join(storage.parent(manifest), name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: manifests for local shards that have none."""
+    import argparse
+    import sys
+
+    from open_lm.shards.scan import make_manifests
+
+    parser = argparse.ArgumentParser(prog="python -m open_lm.shards.manifest", description="Write manifest.jsonl beside local shards.")
+    parser.add_argument("places", nargs="+", metavar="FOLDER_OR_SHARD", help="folders of .tar files, or .tar files")
+    parser.add_argument("--data-key", help="extension of the members that hold tokens (default: found from each shard)")
+    parser.add_argument("--overwrite", action="store_true", help="replace manifests that exist")
+    options = parser.parse_args(argv)
+    try:
+        for manifest in make_manifests(options.places, options.data_key, options.overwrite):
+            print(manifest)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

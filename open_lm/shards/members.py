@@ -80,17 +80,34 @@ def decode_member(extension: str, data: bytes, eot_id: int | None) -> np.ndarray
     return _decode_list(data, eot_id)[None]
 
 
+_LIST_BYTES = b"0123456789-, \n"
+
+
 def _decode_list(data: bytes, eot_id: int | None) -> np.ndarray:
+    plain = data.strip()
+    if b"<|" in plain:
+        names = {b"<|pad|>": MASKED} if eot_id is None else {b"<|pad|>": MASKED, b"<|endoftext|>": eot_id}
+        for name, token in names.items():
+            plain = plain.replace(b"'" + name + b"'", b"%d" % token).replace(b'"' + name + b'"', b"%d" % token)
+    if plain.translate(None, _LIST_BYTES) == b"[]":  # nothing but integers: twice as fast without Python's own
+        try:
+            array = np.fromstring(plain[1:-1], dtype=np.int64, sep=",")
+        except ValueError:
+            array = np.empty(0, dtype=np.int64)
+        if len(array) == plain.count(b",") + 1:
+            return array
+    return _decode_any_list(data, eot_id)
+
+
+def _decode_any_list(data: bytes, eot_id: int | None) -> np.ndarray:
     try:
         tokens = orjson.loads(data.replace(b"'", b'"'))
     except orjson.JSONDecodeError as error:
         raise ValueError(f"is not a list of tokens: {error}") from None
     if not isinstance(tokens, list) or not tokens:
         raise ValueError("is not a list of tokens")
-    if not all(type(t) is int for t in tokens):
-        tokens = [_token(t, eot_id) for t in tokens]
     try:
-        return np.array(tokens, dtype=np.int64)
+        return np.array([_token(t, eot_id) for t in tokens], dtype=np.int64)
     except OverflowError:
         raise ValueError("has a token id beyond 63 bits") from None
 

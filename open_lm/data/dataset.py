@@ -1,0 +1,236 @@
+"""From the options to what a run reads: `build_train_data` and `build_validation_data`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from open_lm.data.mixing import BLOCK, Mix, whole_shares
+from open_lm.data.plan import Plan, Source
+from open_lm.data.rows import FileOrderRows, PlannedRows, Rows, SyntheticRows
+from open_lm.data.sources import Listing, ShardSource, bytes_per_token, check_tokenizers, list_manifest, list_pattern, open_source
+from open_lm.params.data import DataParams, ValidationParams
+from open_lm.params.fields import UserError
+from open_lm.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class TrainData:
+    """What a run reads and in which order.
+
+    Args:
+        rows: for the loader.
+        plan: the order; None for synthetic tokens, which have none.
+        sources: of the plan.
+        streams: L, to be kept in the checkpoint.
+        tokenizer: of the shards, None where nothing names it.
+        description: all that decides the batches, as JSON values, for the checkpoint; `plan.differences` compares two.
+    """
+
+    rows: Rows
+    plan: Plan | None
+    sources: tuple[ShardSource, ...]
+    streams: int
+    tokenizer: Tokenizer | None
+    description: dict[str, Any]
+
+    def one_pass(self) -> int | None:
+        """The most rows of a run that reads none twice; None when there is no end to them."""
+        return self.plan.one_pass() if self.plan else None
+
+    def check_length(self, rows: int, multiple_data_passes: bool) -> None:
+        """Raises ValueError for a run of so many rows that needs more than one pass without `--multiple-data-passes`."""
+        if self.plan is None or multiple_data_passes:
+            return
+        passes = self.plan.passes(rows)
+        for source, count in zip(self.plan.sources, passes):
+            if count > 1:
+                raise ValueError(
+                    f"--train-num-samples: the run reads {rows} rows in all, for which {source.name} with its {source.total} rows needs "
+                    f"{count} passes; give --multiple-data-passes, or read at most {self.plan.one_pass()} rows "
+                    f"({self.plan.one_pass() * self.rows.seq_len} tokens) in all epochs together"
+                )
+
+    def dropped_tokens(self) -> tuple[int, ...]:
+        """Of each source, the tokens per pass that fill no row: the tails of its sequences."""
+        seq_len = self.rows.seq_len
+        return tuple(int(s.files.sequences.sum()) * ((s.files.tokens - 1) % seq_len) for s in self.sources)
+
+    def log_lines(self) -> list[str]:
+        """What the log says about the data at the start of a run."""
+        if self.plan is None:
+            return [f"data: synthetic tokens, {self.streams} streams"]
+        how = "with replacement" if self.plan.replacement else "in passes"
+        lines = [f"data: {len(self.sources)} sources read {how}, {self.streams} streams, windows of {self.plan.window} rows"]
+        for source, planned, share, dropped in zip(self.sources, self.plan.sources, self.plan.mix.shares, self.dropped_tokens()):
+            line = (
+                f"data: {source.name}: {len(planned.shard_names)} shards, {planned.total} rows, {share}/{BLOCK} of every batch on average"
+            )
+            line += f", {dropped} tokens of a pass fill no row" if dropped else ""
+            lines.append(line + ("" if source.tokenizer else f"; no tokenizer beside it, '<|endoftext|>' is id {source.files.eot_id}"))
+        return lines
+
+
+_UNBUILT = (
+    "target_mask_left",
+    "target_mask_individual",
+    "squash_mask_left",
+    "scan_remote_shards",
+    "allow_pipe",
+    "ignore_parse_errors",
+    "data_tolerate_error_p",
+    "data_tolerate_num_ckpts",
+)
+
+
+def unbuilt(params: DataParams) -> list[str]:
+    """A line for each option whose feature is not built yet."""
+    default = DataParams()
+    given = [name for name in _UNBUILT if getattr(params, name) != getattr(default, name)]
+    return [f"--{name.replace('_', '-')} {getattr(params, name)}: not built yet; leave it out" for name in given]
+
+
+def problems(params: DataParams) -> list[str]:
+    """What is wrong with the options themselves, a line each; no file is looked at."""
+    found = unbuilt(params)
+    if params.dataset_type == "synthetic":
+        return found
+    names = [*params.train_data, *params.dataset_manifest]
+    if not names:
+        found.append("--train-data: give shards, or --dataset-manifest, or --dataset-type synthetic")
+    if params.train_data and params.dataset_manifest:
+        found.append("--dataset-manifest: can't be mixed with --train-data; give the manifests of all sources, or patterns for all")
+    weights = params.train_data_mix_weights
+    if weights and len(weights) != len(names):
+        found.append(f"--train-data-mix-weights: {len(weights)} weights for {len(names)} sources; give one each")
+    found += _factor_problems(params, sum(len(name.split("::")) for name in names))
+    if params.data_streams is not None and params.data_streams < 1:
+        found.append(f"--data-streams {params.data_streams}: give 1 or more")
+    if params.shuffle_window < 1:
+        found.append(f"--shuffle-window {params.shuffle_window}: give 1 or more")
+    return found
+
+
+def _factors(params: DataParams) -> list[float]:
+    """The upsampling factor of each `::` part. Raises ValueError for a word that is no number."""
+    return [float(word) for text in params.train_data_upsampling_factors for word in text.split("::")]
+
+
+def _factor_problems(params: DataParams, parts: int) -> list[str]:
+    name, found = "--train-data-upsampling-factors", []
+    try:
+        factors = _factors(params)
+    except ValueError:
+        return [f"{name} {' '.join(params.train_data_upsampling_factors)}: give one number for each `::` part"]
+    if factors and len(factors) != parts:
+        found.append(f"{name}: {len(factors)} factors for {parts} `::` parts; give one each")
+    if factors and not params.dataset_resampled:
+        found.append(f"{name}: needs --dataset-resampled; without it every row is seen once a pass")
+    return found + [f"{name} {f}: must be positive" for f in factors if not 0 < f < float("inf")]
+
+
+def build_train_data(params: DataParams, *, seq_len: int, vocab_size: int, global_batch_size: int) -> TrainData:
+    """Open the sources and make the plan.
+
+    Args:
+        params: for a resumed run with `data_streams` from its checkpoint.
+        seq_len: tokens of a row less one.
+        vocab_size: ids from here on are an error.
+        global_batch_size: the default number of streams.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    found = problems(params)
+    if found:
+        raise UserError(found)
+    streams = params.data_streams or global_batch_size
+    if params.dataset_type == "synthetic":
+        description = {"seed": params.seed, "seq_len": seq_len, "vocab_size": vocab_size, "sources": []}
+        return TrainData(SyntheticRows(params.seed, seq_len, vocab_size), None, (), streams, None, description)
+    sources = _open_sources(params, seq_len)
+    plan = make_plan(params, sources, seq_len, streams)
+    tokenizer = next((s.tokenizer for s in sources if s.tokenizer), None)
+    description = {**plan.describe(), "tokenizer_sha256": tokenizer.sha256 if tokenizer else None}
+    return TrainData(PlannedRows(plan, tuple(s.files for s in sources), vocab_size), plan, sources, streams, tokenizer, description)
+
+
+def _open_sources(params: DataParams, seq_len: int) -> tuple[ShardSource, ...]:
+    """Every source; their problems are gathered."""
+    tokenizer = load_tokenizer(params.tokenizer) if params.tokenizer else None
+    flag = "--train-data" if params.train_data else "--dataset-manifest"
+    found: list[str] = []
+    sources: list[ShardSource] = []
+    for name in params.train_data or params.dataset_manifest:
+        try:
+            listing = list_pattern(flag, name) if params.train_data else list_manifest(flag, name)
+            sources.append(open_source(flag, listing, seq_len=seq_len, key=params.data_key, tokenizer=tokenizer))
+        except (ValueError, OSError) as error:
+            found.append(str(error))
+    if found:
+        raise UserError(found)
+    check_tokenizers(sources)
+    return tuple(sources)
+
+
+def make_plan(params: DataParams, sources: tuple[ShardSource, ...], seq_len: int, streams: int) -> Plan:
+    """The plan of some opened sources. Raises ValueError for impossible weights."""
+    factors, planned = iter(_factors(params)), []
+    for source in sources:
+        by_part = [next(factors, 1.0) for _ in range(int(source.parts[-1]) + 1)]
+        rows = source.files.sequences * ((source.files.tokens - 1) // seq_len)
+        names = tuple(path.name for path in source.files.paths)
+        planned.append(Source(source.name, names, rows, np.array(by_part, dtype=np.float64)[source.parts]))
+    shares = whole_shares(params.train_data_mix_weights or [source.total for source in planned])
+    window = 1 if params.disable_buffer else params.shuffle_window
+    return Plan(tuple(planned), Mix(params.seed, streams, shares), params.dataset_resampled, window, seq_len)
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationSet:
+    """The rows of one `--val-data`, in file order, and what lies beside them: tokenizer, and bytes of text for each token."""
+
+    name: str
+    rows: FileOrderRows
+    tokenizer: Tokenizer | None
+    bytes_per_token: float | None
+
+    def batches(self, global_batch_size: int) -> int:
+        """Batches of so many rows, the last one filled up with masked rows."""
+        return -(-self.rows.count // global_batch_size)
+
+
+def build_validation_data(
+    params: ValidationParams, *, seq_len: int, vocab_size: int, tokenizer: str | None = None
+) -> tuple[ValidationSet, ...]:
+    """Open every validation set.
+
+    Args:
+        tokenizer: `--tokenizer`, for shards that have none beside them.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    keys, found, sets = params.val_data_key, [], []
+    if len(keys) not in (0, 1, len(params.val_data)):
+        raise UserError([f"--val-data-key: {len(keys)} keys for {len(params.val_data)} sets; give one, or one each"])
+    if params.val_num_samples is not None and params.val_num_samples < seq_len:
+        raise UserError([f"--val-num-samples {params.val_num_samples}: is in tokens, and less than one row of {seq_len}"])
+    known = load_tokenizer(tokenizer) if tokenizer else None
+    for index, name in enumerate(params.val_data):
+        key = keys[min(index, len(keys) - 1)] if keys else None
+        try:
+            listing: Listing = list_pattern("--val-data", name)
+            source = open_source("--val-data", listing, seq_len=seq_len, key=key, tokenizer=known)
+        except (ValueError, OSError) as error:
+            found.append(str(error))
+            continue
+        ends = np.cumsum(source.files.sequences * ((source.files.tokens - 1) // seq_len))
+        limit = int(ends[-1]) if params.val_num_samples is None else params.val_num_samples // seq_len
+        rows = FileOrderRows(source.files, ends, min(int(ends[-1]), limit), seq_len, vocab_size)
+        sets.append(ValidationSet(name, rows, source.tokenizer, bytes_per_token(listing.shards)))
+    if found:
+        raise UserError(found)
+    return tuple(sets)

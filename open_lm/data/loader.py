@@ -1,0 +1,214 @@
+"""Batches for one training process: `tokens: [batch, seq_len + 1] int64`, pinned where there is CUDA.
+
+The global batch at number s is the rows s ... s + B - 1. Process r of R has the slots r, r + R, ...: its row j is number s + r + jR.
+Its streams are dealt to worker processes, each of which reads its own rows of every batch; the parent puts them in their
+slots. Neither R nor the number of workers changes a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+import webdataset
+from torch.utils.data import IterableDataset, get_worker_info
+
+from open_lm.data.rows import Rows
+from open_lm.shards.members import MASKED
+
+__all__ = ["MASKED", "Loader", "LoaderShape", "check_processes", "validation_shape"]
+
+_log = logging.getLogger(__name__)
+_PREFETCH = 4
+"""Batches that each worker is ahead of training."""
+
+
+def check_processes(world_size: int, global_batch_size: int, streams: int) -> None:
+    """Raises ValueError unless the processes divide the batch and the streams, naming the numbers of processes that do."""
+    common = math.gcd(global_batch_size, streams)
+    if common % world_size == 0:
+        return
+    allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+    also = f" and --data-streams {streams}" if streams != global_batch_size else ""
+    raise ValueError(f"--global-batch-size {global_batch_size}{also}: {world_size} processes don't divide it; run {allowed} processes")
+
+
+@dataclass(frozen=True)
+class LoaderShape:
+    """Which rows a process reads.
+
+    Args:
+        rank, world_size: r and R.
+        global_batch_size: B, rows of a batch over all processes.
+        streams: L; a multiple of R.
+        start: number of the first row, a multiple of R.
+        stop: numbers from here on are not read; a batch that would need them is not given. None goes on for ever.
+    """
+
+    rank: int
+    world_size: int
+    global_batch_size: int
+    streams: int
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def local_batch_size(self) -> int:
+        """Rows of a batch in this process."""
+        return self.global_batch_size // self.world_size
+
+    @property
+    def local_streams(self) -> int:
+        """Streams of this process."""
+        return self.streams // self.world_size
+
+    def numbers(self, start: int) -> np.ndarray:
+        """int64 [local_batch_size]: numbers of this process's rows in the batch at `start`."""
+        return start + self.rank + np.arange(self.local_batch_size) * self.world_size
+
+    def workers_of(self, numbers: np.ndarray, workers: int) -> np.ndarray:
+        """The worker that reads each number: the process's streams are dealt in turn."""
+        return numbers % self.streams // self.world_size % workers
+
+    def batch_starts(self, start: int) -> Iterator[int]:
+        """Number of the first row of each batch from `start` on."""
+        while self.stop is None or start + self.global_batch_size <= self.stop:
+            yield start
+            start += self.global_batch_size
+
+
+def validation_shape(count: int, *, rank: int, world_size: int, global_batch_size: int) -> LoaderShape:
+    """The shape that reads `count` rows once, on any number of processes: the batch is rounded up to a multiple of them.
+
+    Every process takes part in every batch; of the last one the rows from `count` on are fully masked.
+    """
+    batch = -(-global_batch_size // world_size) * world_size
+    return LoaderShape(rank, world_size, batch, streams=batch, stop=-(-count // batch) * batch)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A worker's rows of the batch at `start`: int32 [n, seq_len + 1]; or why it can't go on."""
+
+    worker: int
+    start: int
+    tokens: torch.Tensor | None = None
+    problem: str = ""
+
+
+class _WorkerParts(IterableDataset[_Part]):
+    """Iterated in a worker process, or in the training process when there is none."""
+
+    def __init__(self, rows: Rows, shape: LoaderShape):
+        self._rows, self._shape = rows, shape
+
+    def __iter__(self) -> Iterator[_Part]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        reader = self._rows.reader(-(-self._shape.local_streams // workers))
+        try:
+            for start in self._shape.batch_starts(self._shape.start):
+                numbers = self._shape.numbers(start)
+                mine = numbers[self._shape.workers_of(numbers, workers) == worker]
+                try:
+                    tokens = torch.from_numpy(reader.read(mine))
+                except (ValueError, OSError) as error:  # a line for the user instead of a traceback of two processes
+                    yield _Part(worker, start, problem=str(error))
+                    return
+                yield _Part(worker, start, tokens)
+        finally:
+            reader.close()
+
+
+class Loader:
+    """The batches of one process, in order, from a number on. Close it, or use it in a `with`.
+
+    Args:
+        rows: what is read.
+        shape: which rows of it.
+        workers: processes that read; 0 reads in this one. At most one for each stream of the process is started.
+
+    Attributes:
+        next_number: number of the first row of the next batch.
+        wait_seconds: time that the caller has waited for batches.
+
+    Raises:
+        ValueError: the processes don't divide batch, streams or start; while iterating: what can't be read, with its shard.
+    """
+
+    def __init__(self, rows: Rows, shape: LoaderShape, workers: int):
+        check_processes(shape.world_size, shape.global_batch_size, shape.streams)
+        if workers < 0:
+            raise ValueError(f"--workers {workers}: give 0 or more")
+        if shape.start % shape.world_size:
+            raise ValueError(f"a run at row {shape.start} can't go on with {shape.world_size} processes; give a number that divides it")
+        self._shape, self._row_length = shape, rows.seq_len + 1
+        self.workers = min(workers, shape.local_streams)
+        if self.workers < workers:
+            idle = workers - self.workers
+            _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
+        self.next_number, self.wait_seconds = shape.start, 0.0
+        self._pin = torch.cuda.is_available()
+        self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape))
+
+    def _start(self, parts: _WorkerParts) -> Iterator[_Part]:
+        if self.workers == 0:
+            return iter(parts)
+        # its own generator: torch's global one is the model's, and stays the same with any number of workers
+        generator = torch.Generator()
+        return iter(webdataset.WebLoader(parts, batch_size=None, num_workers=self.workers, prefetch_factor=_PREFETCH, generator=generator))
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for start in self._shape.batch_starts(self.next_number):
+            began = time.perf_counter()
+            tokens = self._assemble(start)
+            self.next_number = start + self._shape.global_batch_size
+            self.wait_seconds += time.perf_counter() - began
+            yield tokens
+
+    def _assemble(self, start: int) -> torch.Tensor:
+        """The batch at `start`: int64 [local_batch_size, seq_len + 1]."""
+        batch = torch.empty((self._shape.local_batch_size, self._row_length), dtype=torch.int64, pin_memory=self._pin)
+        workers = max(1, self.workers)
+        owner = self._shape.workers_of(self._shape.numbers(start), workers)
+        for worker in range(workers):
+            if self._parts is None:
+                raise ValueError("the loader is closed")
+            part = self._next_part(self._parts)
+            if part.tokens is None:
+                self.close()
+                raise ValueError(part.problem)
+            assert (part.worker, part.start) == (worker, start), "a worker's part is out of order"
+            if workers == 1:
+                batch.copy_(part.tokens)
+            else:
+                batch[torch.from_numpy(np.flatnonzero(owner == worker))] = part.tokens.to(torch.int64)
+        return batch
+
+    def _next_part(self, parts: Iterator[_Part]) -> _Part:
+        try:
+            return next(parts)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if self.workers == 0:
+                raise
+            self.close()  # a killed worker shows as any of these, depending on where it was
+            why = " ".join(str(error).split())[:200]
+            raise RuntimeError(f"a data worker ended before its time, perhaps killed for want of memory: {why}") from error
+
+    def close(self) -> None:
+        """End the workers."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close()  # type: ignore[attr-defined]  # both kinds are generators
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,227 @@
+"""Tokens out of local shards: from the front through webdataset, and any row by its place.
+
+From the front: `samples` is a webdataset pipeline (shards, opening, `tar_file_expander`) with our grouping, in which a repeated
+extension starts a new sample. By its place: `ShardReader` finds a row through the shard's index and reads that row's bytes only.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from open_lm.shards.index import ShardIndex, read_index
+from open_lm.shards.members import MASKED, decode_member, split_name
+
+_OPEN_FILES = 64
+_DECODED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Consecutive members of one shard with one base name: their bytes by extension."""
+
+    shard: str
+    base: str
+    members: dict[str, bytes]
+
+
+def samples(shards: Sequence[str | Path]) -> Iterator[Sample]:
+    """All samples of some local shards, in order.
+
+    Raises:
+        ValueError: not a tar file, naming it.
+    """
+    import webdataset
+
+    stages = (webdataset.SimpleShardList([str(s) for s in shards]), _opened, webdataset.tariterators.tar_file_expander, _grouped)
+    try:
+        yield from webdataset.DataPipeline(*stages)
+    except tarfile.TarError as error:  # webdataset appends the url
+        raise ValueError(f"{error.args[-1]}: is not a tar file, or not a whole one: {error.args[0]}") from None
+
+
+def _opened(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    # webdataset's own opener hands some urls to a shell
+    for source in sources:
+        with open(source["url"], "rb") as stream:
+            yield {**source, "stream": stream}
+
+
+def _grouped(members: Iterable[dict[str, Any]]) -> Iterator[Sample]:
+    current: Sample | None = None
+    for member in members:
+        split = split_name(member["fname"]) if member else ("", "")  # an empty member ends a shard
+        if split is None:
+            continue
+        base, extension = split
+        if current is not None and (base != current.base or extension in current.members):
+            yield current
+            current = None
+        if member:
+            current = current or Sample(member["__url__"], base, {})
+            current.members[extension] = member["data"]
+    if current is not None:
+        yield current
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One local shard as its source knows it.
+
+    Args:
+        sequences: how many it must hold.
+        bytes: its size, None where nothing tells it.
+        tokens: of each sequence.
+        eot_id: the id that stands for the string `'<|endoftext|>'`.
+    """
+
+    path: Path
+    key: str
+    sequences: int
+    bytes: int | None
+    tokens: int
+    eot_id: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class ShardFiles:
+    """The shards of one source, in columns as long as `paths`; see `ShardFile`."""
+
+    paths: tuple[Path, ...]
+    key: str
+    sequences: np.ndarray
+    bytes: tuple[int | None, ...]
+    tokens: int
+    eot_id: int | None
+
+    def __getitem__(self, shard: int) -> ShardFile:
+        return ShardFile(self.paths[shard], self.key, int(self.sequences[shard]), self.bytes[shard], self.tokens, self.eot_id)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Kept(Generic[K, V]):
+    """The values used last, made when first asked for."""
+
+    def __init__(self, limit: int, dropped: Callable[[V], Any] = lambda value: None):
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._limit, self._dropped = limit, dropped
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = self._values[key] = make()
+        if len(self._values) > self._limit:
+            self._dropped(self._values.popitem(last=False)[1])
+        return value
+
+    def clear(self) -> None:
+        while self._values:
+            self._dropped(self._values.popitem()[1])
+
+
+class ShardReader:
+    """Rows of local shards. A row is `seq_len + 1` tokens; row i of a sequence begins at token `i * seq_len`.
+
+    Args:
+        seq_len: tokens of a row less one.
+        vocab_size: ids from here on are an error.
+        shards_at_once: shards whose indexes are kept; as many as are read in turns.
+    """
+
+    def __init__(self, seq_len: int, vocab_size: int, shards_at_once: int):
+        self._seq_len, self._vocab_size = seq_len, vocab_size
+        self._indexes: _Kept[Path, ShardIndex] = _Kept(shards_at_once)
+        self._files: _Kept[Path, int] = _Kept(_OPEN_FILES, os.close)
+        self._long: _Kept[tuple[Path, int], np.ndarray] | None = None
+
+    def close(self) -> None:
+        """Close the open files."""
+        self._files.clear()
+
+    def read_row(self, shard: ShardFile, row: int, out: np.ndarray) -> None:
+        """Put the tokens of one row of a shard into `out`: [seq_len + 1], a signed integer; masked positions are `MASKED`.
+
+        Raises:
+            ValueError: a damaged shard, another number or length of sequences than told, or an id beyond the vocabulary.
+            OSError: can't be read.
+        """
+        index = self._indexes.get(shard.path, lambda: self._index(shard))
+        sequence, part = divmod(row, (shard.tokens - 1) // self._seq_len)
+        start = part * self._seq_len
+        member, place = index.member_of(sequence)
+        if index.dtypes:
+            dtype = index.dtypes[member]
+            first = int(index.offsets[member]) + (place * shard.tokens + start) * dtype.itemsize
+            tokens = np.frombuffer(self._bytes(shard.path, first, (self._seq_len + 1) * dtype.itemsize), dtype)
+        else:
+            tokens = self._decoded(shard, index, member)[start : start + self._seq_len + 1]
+        self._check_ids(tokens, index, member)
+        out[:] = tokens
+
+    def _index(self, shard: ShardFile) -> ShardIndex:
+        size = shard.path.stat().st_size
+        if shard.bytes is not None and size != shard.bytes:
+            raise ValueError(f"{shard.path}: has {size} bytes, its manifest says {shard.bytes}; copy it again, or make a new manifest")
+        index = read_index(shard.path, shard.key)
+        if index.sequences != shard.sequences:
+            raise ValueError(
+                f"{shard.path}: holds {index.sequences} sequences, its manifest says {shard.sequences}; "
+                "make a new one with python -m open_lm.shards.manifest"
+            )
+        if index.length is not None and index.length != shard.tokens:
+            raise ValueError(_wrong_length(index, 0, index.length, shard.tokens))
+        return index
+
+    def _bytes(self, path: Path, offset: int, size: int) -> bytes:
+        file = self._files.get(path, lambda: os.open(path, os.O_RDONLY))
+        data = os.pread(file, size, offset)
+        if len(data) != size:
+            raise ValueError(f"{path}: ends at byte {offset + len(data)}, before a member's end; it was cut since it was opened")
+        return data
+
+    def _decoded(self, shard: ShardFile, index: ShardIndex, member: int) -> np.ndarray:
+        """[tokens] of a member with one sequence. Sequences of several rows are kept for the next row."""
+
+        def decode() -> np.ndarray:
+            data = self._bytes(shard.path, int(index.offsets[member]), int(index.sizes[member]))
+            try:
+                tokens = decode_member(shard.key, data, shard.eot_id)[0]
+            except ValueError as error:
+                raise ValueError(f"{shard.path}, member {index.member_name(member)}: {error}") from None
+            if len(tokens) != shard.tokens:
+                raise ValueError(_wrong_length(index, member, len(tokens), shard.tokens))
+            return tokens
+
+        if shard.tokens <= 2 * self._seq_len:
+            return decode()
+        if self._long is None:
+            self._long = _Kept(max(1, _DECODED_BYTES // (8 * shard.tokens)))
+        return self._long.get((shard.path, member), decode)
+
+    def _check_ids(self, tokens: np.ndarray, index: ShardIndex, member: int) -> None:
+        high, low = int(tokens.max()), int(tokens.min()) if tokens.dtype.kind == "i" else 0
+        if high < self._vocab_size and low >= MASKED:
+            return
+        bad = high if high >= self._vocab_size else low
+        raise ValueError(
+            f"{index.path}, member {index.member_name(member)}: token id {bad} is outside the vocabulary of {self._vocab_size}; "
+            "use a model with a larger vocabulary, or the tokenizer that belongs to the model"
+        )
+
+
+def _wrong_length(index: ShardIndex, member: int, length: int, expected: int) -> str:
+    return (
+        f"{index.path}, member {index.member_name(member)}: holds a sequence of {length} tokens, the first of its source has {expected}; "
+        "give shards of another length as another source"
+    )

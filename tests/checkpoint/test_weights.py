@@ -1,0 +1,107 @@
+"""Weights files of OpenLM and ours: what is read, what is refused, and that nothing in them runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from open_lm import load_model
+from open_lm.checkpoint.weights import load_weights, newest_weights, read_pt, read_weights, write_weights
+from open_lm.model.config import ModelConfig
+from open_lm.model.transformer import Transformer
+
+CONFIG = {"hidden_dim": 16, "n_layers": 1, "n_heads": 2, "seq_len": 8, "vocab_size": 20}
+
+
+def tiny(**changes: Any) -> Transformer:
+    model = Transformer(ModelConfig(**{**CONFIG, **changes}))
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_every_shape_of_state_dict_loads(tmp_path: Path, prefix: str, wrapped: bool) -> None:
+    source, target = tiny(), tiny()
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 1} if wrapped else state, tmp_path / "w.pt")
+    load_weights(target, read_weights(str(tmp_path / "w.pt")).state_dict, "w.pt")
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters()))
+
+
+def test_one_name_of_a_tied_or_doubled_tensor_is_enough() -> None:
+    source, target = tiny(weight_tying=True, ffn_type="gelu"), tiny(weight_tying=True, ffn_type="gelu")
+    state = {n: v for n, v in source.state_dict().items() if n != "tok_embeddings.weight" and "_ff_w" not in n and "inv_freq" not in n}
+    load_weights(target, state, "w.pt")
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters()))
+
+
+def test_another_model_is_told_by_names_and_shapes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"belongs to another model: .*is \[20, 32\], the model's is \[20, 16\].*check --model"):
+        load_weights(tiny(), tiny(hidden_dim=32).state_dict(), "w.pt")
+    with pytest.raises(ValueError, match="has layers.1.attention.in_proj.weight, which the model lacks"):
+        load_weights(tiny(), tiny(n_layers=2).state_dict(), "w.pt")
+
+
+class Attack:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch pwned",)
+
+
+def test_a_crafted_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": Attack()}, "bad.pt")
+    with pytest.raises(ValueError, match="holds more than tensors and plain values"):
+        read_weights("bad.pt")
+    Path("bare.pt").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(ValueError, match="checkpoint bare.pt"):
+        read_weights("bare.pt")
+    assert not Path("pwned").exists()
+
+
+def test_numpy_scalars_as_openlm_leaves_them_are_read(tmp_path: Path) -> None:
+    torch.save({"lr": np.float64(0.5), "n": np.int64(3)}, tmp_path / "o.pt")
+    assert read_pt(str(tmp_path / "o.pt")) == {"lr": 0.5, "n": 3}
+
+
+def test_the_optimizer_file_that_openlm_left_is_read(shared: Path) -> None:
+    content = read_pt(str(shared / "data/golden/reference_run/checkpoints/optimizer_2.pt"))
+    assert content["optimizer"]["param_groups"][1]["lr"] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "half"])
+def test_a_file_that_is_not_whole_is_told(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "w.pt"
+    write_weights(path, tiny().state_dict(), {"epoch": 1})
+    path.write_bytes(path.read_bytes()[:2000] if content == "half" else content)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"checkpoint {path}"):
+        read_weights(str(path))
+
+
+def test_our_file_carries_its_configuration_and_a_missing_one_is_told(tmp_path: Path) -> None:
+    model = tiny()
+    write_weights(tmp_path / "epoch_1.pt", model.state_dict(), {"model_config": model.config.to_dict()})
+    loaded, tokenizer = load_model(tmp_path / "epoch_1.pt")
+    assert loaded.config == model.config
+    assert tokenizer is None
+    assert not loaded.training
+    write_weights(tmp_path / "epoch_2.pt", model.state_dict(), {})
+    with pytest.raises(ValueError, match="carries no model configuration; give --model-config"):
+        load_model(tmp_path / "epoch_2.pt")
+
+
+def test_the_newest_epoch_of_a_folder_is_by_number(tmp_path: Path) -> None:
+    for name in ("epoch_2.pt", "epoch_10.pt", "epoch_9.pt", "my_epoch_99.pt", "epoch_11.pt.tmp"):
+        (tmp_path / name).touch()
+    newest = newest_weights(tmp_path)
+    assert newest is not None
+    assert newest.name == "epoch_10.pt"
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ValueError, match="holds no epoch_N.pt"):
+        load_model(tmp_path / "sub")

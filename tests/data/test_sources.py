@@ -1,0 +1,220 @@
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from open_lm.data import counts
+from open_lm.data.dataset import build_train_data, build_validation_data, problems
+from open_lm.params.data import DataParams, ValidationParams
+
+Write = Callable[..., Path]
+
+
+def build(*train_data: object, seq_len: int = 4, vocab_size: int = 1000, **options):
+    params = DataParams(train_data=tuple(map(str, train_data)), **options)
+    return build_train_data(params, seq_len=seq_len, vocab_size=vocab_size, global_batch_size=4)
+
+
+def refuses(*train_data: object, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        build(*train_data, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_patterns_keep_their_order_and_parts_are_joined(write_shards: Write) -> None:
+    folder = write_shards([1, 2, 3])
+    data = build(f"{folder}/shard-{{0002,0000}}.tar::{folder}/*1.tar", f"{folder}/*.tar")
+    assert data.sources[0].files.sequences.tolist() == [3, 1, 2] and data.sources[0].parts.tolist() == [0, 0, 1]
+    assert data.sources[1].files.sequences.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("key", ["txt", "json", "json.gz", "npy"])
+def test_the_key_and_the_counts_are_found_in_the_shards(key: str, write_shards: Write) -> None:
+    source = build(f"{write_shards([4, 7], key=key)}/*.tar").sources[0]
+    assert (source.files.key, source.files.tokens, source.files.sequences.tolist()) == (key, 5, [4, 7])
+
+
+def test_counts_come_from_a_manifest_beside_the_shards_without_opening_the_rest(write_shards: Write) -> None:
+    folder = write_shards([3, 2], manifest=True)
+    (folder / "shard-0001.tar").write_bytes(b"not read yet")
+    assert build(f"{folder}/*.tar").sources[0].files.sequences.tolist() == [3, 2]
+
+
+def test_openlm_defect_4_the_last_manifest_line_counts_without_its_newline(shared: Path) -> None:
+    manifest = shared / "data/golden/shards_json_gz/manifest.jsonl"
+    data = build_train_data(DataParams(dataset_manifest=(str(manifest),)), seq_len=96, vocab_size=384, global_batch_size=4)
+    assert data.sources[0].files.sequences.tolist() == [40, 40, 33, 40, 7] and data.one_pass() == 160
+
+
+def test_openlm_defect_7_a_manifest_without_a_folder_lies_in_the_working_folder(
+    write_shards: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_shards([3, 2], manifest=True))
+    for place in ("manifest.jsonl", "."):
+        data = build_train_data(DataParams(dataset_manifest=(place,)), seq_len=4, vocab_size=100, global_batch_size=1)
+        assert data.one_pass() == 5
+
+
+def test_counts_may_come_from_sizes_json(write_shards: Write) -> None:
+    folder = write_shards([3, 2])
+    (folder / "sizes.json").write_text('{"shard-0000.tar": 3, "shard-0001": 2}')
+    assert build(f"{folder}/*.tar").one_pass() == 5
+
+
+def test_a_scan_is_remembered_until_the_shard_changes(write_shards: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_shards([3, 2])
+    build(f"{folder}/*.tar")
+    scanned: list[str] = []
+    read_index = counts.read_index
+    monkeypatch.setattr(counts, "read_index", lambda path, key: scanned.append(path.name) or read_index(path, key))
+    assert build(f"{folder}/*.tar").one_pass() == 5 and scanned == []
+    write_shards([3, 4])
+    os.utime(folder / "shard-0001.tar", ns=(1, 1))
+    os.utime(folder / "shard-0000.tar", ns=(1, 1))
+    assert build(f"{folder}/*.tar").one_pass() == 7 and scanned == ["shard-0000.tar", "shard-0001.tar"]
+
+
+def test_a_damaged_or_unwritable_memory_of_counts_is_no_obstacle(
+    write_shards: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_shards([3])
+    build(f"{folder}/*.tar")
+    for file in (tmp_path / "cache").rglob("*.json"):
+        file.write_text('{"shard-0000.tar": "x"}')
+    assert build(f"{folder}/*.tar").one_pass() == 3
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert build(f"{folder}/*.tar").one_pass() == 3
+
+
+def test_a_pattern_without_files_is_refused(tmp_path: Path, write_shards: Write) -> None:
+    folder = write_shards([1])
+    assert f"--train-data {tmp_path}/no*.tar: no file matches" in refuses(f"{tmp_path}/no*.tar")
+    assert "no file matches ''" in refuses(f"{folder}/*.tar::")
+    assert f"no file {folder}/shard-0001.tar" in refuses(f"{folder}/shard-{{0000..0001}}.tar")
+    assert f"is a folder; give {folder}/*.tar" in refuses(folder)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/{0..3}.tar", "https://host/a.tar", "pipe:aws s3 cp x -"])
+def test_remote_shards_are_refused_in_one_line(url: str) -> None:
+    assert re.search(rf"--train-data {re.escape(url)}: .* not built yet; copy", refuses(url))
+
+
+def test_a_shard_that_is_no_tar_is_named(write_shards: Write) -> None:
+    folder = write_shards([1, 1])
+    (folder / "shard-0001.tar").write_bytes(b"x" * 2000)
+    assert "shard-0001.tar: is not a tar" in refuses(f"{folder}/*.tar")
+    (folder / "shard-0000.tar").write_bytes(b"")
+    assert "shard-0000.tar: is not a tar" in refuses(f"{folder}/*.tar")
+
+
+def test_a_truncated_shard_is_named(write_shards: Write) -> None:
+    shard = write_shards([1, 300]) / "shard-0001.tar"
+    shard.write_bytes(shard.read_bytes()[: 512 * 201 + 3])
+    assert "shard-0001.tar: ends inside its member" in refuses(shard.parent / "*.tar")
+
+
+def test_sequences_shorter_than_a_row_are_refused(write_shards: Write) -> None:
+    message = refuses(f"{write_shards([1])}/*.tar", seq_len=5)
+    assert "have 5 tokens, a row of the model needs seq_len + 1 = 6; use a model with seq_len 4" in message
+
+
+def test_shards_without_a_sequence_are_refused(write_shards: Write) -> None:
+    assert "holds no sequence" in refuses(f"{write_shards([0, 0])}/*.tar")
+    assert build(f"{write_shards([0, 3])}/*.tar").one_pass() == 3
+
+
+def test_a_key_that_samples_lack_is_refused_with_what_they_have(write_shards: Write, write_tar: Write, tmp_path: Path) -> None:
+    assert "--data-key npy: sample 000000000000 of" in refuses(f"{write_shards([1])}/*.tar", data_key="npy")
+    both = write_tar(tmp_path / "both.tar", [("a.txt", b"[1]"), ("a.json", b"[1]")])
+    assert "has members json, txt; name the extension" in refuses(both)
+    other = write_tar(tmp_path / "other.tar", [("a.jpg", b"")])
+    assert "no member with one of the extensions" in refuses(other)
+    lacking = write_tar(tmp_path / "lack.tar", [("a.txt", b"[1, 2, 3, 4, 5]"), ("b.info", b"")])
+    assert "sample b of" in refuses(lacking)
+
+
+def test_sources_of_two_tokenizers_are_refused(write_shards: Write, shared: Path) -> None:
+    text = (shared / "data/tokenizers/20B_tokenizer.json").read_text()
+    one, two = write_shards([1], folder="one/0"), write_shards([1], folder="two")
+    (one.parent / "tokenizer.json").write_text(text)
+    data = build(f"{one}/*.tar", f"{two}/*.tar")
+    assert data.tokenizer is not None and data.description["tokenizer_sha256"] == data.tokenizer.sha256
+    (two / "tokenizer.json").write_text(text.replace('"<|padding|>"', '"<|other|>"'))
+    assert "made with another tokenizer than" in refuses(f"{one}/*.tar", f"{two}/*.tar")
+
+
+def test_the_tokenizer_beside_the_shards_gives_the_end_of_text(write_tar: Write, tmp_path: Path, shared: Path) -> None:
+    shard = write_tar(tmp_path / "s/a.tar", [("a.txt", b"[1, '<|endoftext|>', 3]")])
+    assert build(shard, seq_len=2).sources[0].files.eot_id == 0  # OpenLM's own shards have no tokenizer beside them
+    text = (shared / "data/tokenizers/20B_tokenizer.json").read_text()
+    (tmp_path / "s/tokenizer.json").write_text(text)
+    (tmp_path / "s/stats.json").write_text('{"tokenizer": {"eot_token": "<|padding|>"}}')
+    assert build(shard, seq_len=2).sources[0].files.eot_id == 1
+
+
+def test_all_problems_of_the_options_are_told_together() -> None:
+    params = DataParams(
+        train_data=("a", "b::c"),
+        dataset_manifest=("d",),
+        train_data_mix_weights=(1.0,),
+        train_data_upsampling_factors=("1", "0"),
+        target_mask_left=3,
+        shuffle_window=0,
+        data_streams=0,
+    )
+    found = " ".join(problems(params))
+    for words in ("can't be mixed", "1 weights for 3 sources", "2 factors for 4", "needs --dataset-resampled", "0.0: must be positive"):
+        assert words in found
+    for words in ("--target-mask-left 3: not built yet", "--shuffle-window 0", "--data-streams 0"):
+        assert words in found
+    assert problems(DataParams()) == ["--train-data: give shards, or --dataset-manifest, or --dataset-type synthetic"]
+    assert problems(DataParams(dataset_type="synthetic")) == []
+
+
+def test_the_problems_of_all_sources_are_told_together(write_shards: Write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        build(f"{tmp_path}/x*.tar", f"{write_shards([1])}/*.tar", f"{tmp_path}/y*.tar")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_upsampling_factors_are_written_as_openlm_does_or_apart(write_shards: Write) -> None:
+    a, b = write_shards([1, 1], folder="a"), write_shards([1], folder="b")
+    for factors in (("1::2.5",), ("1", "2.5")):
+        data = build(f"{a}/*.tar::{b}/*.tar", dataset_resampled=True, train_data_upsampling_factors=factors)
+        assert data.plan is not None and data.plan.sources[0].factors.tolist() == [1, 1, 2.5]
+    assert "give one number for each" in refuses(f"{a}/*.tar", dataset_resampled=True, train_data_upsampling_factors=("x",))
+
+
+def test_more_than_one_pass_needs_a_flag(write_shards: Write) -> None:
+    data = build(f"{write_shards([5, 6])}/*.tar")
+    data.check_length(11, multiple_data_passes=False)
+    data.check_length(12, multiple_data_passes=True)
+    with pytest.raises(ValueError, match=r"with its 11 rows needs 2 passes; give --multiple-data-passes, or read at most 11 rows"):
+        data.check_length(12, multiple_data_passes=False)
+
+
+def test_tokens_that_fill_no_row_are_counted(write_shards: Write) -> None:
+    data = build(f"{write_shards([5, 6], length=12)}/*.tar", seq_len=4)
+    assert data.one_pass() == 22 and data.dropped_tokens() == (11 * 3,)
+    assert "33 tokens of a pass fill no row" in data.log_lines()[1]
+
+
+def test_moved_data_keep_their_description_and_changed_data_do_not(write_shards: Write) -> None:
+    a, b, c = write_shards([5, 6], folder="a"), write_shards([5, 6], folder="b"), write_shards([6, 5], folder="c")
+    one, moved, changed = (build(f"{folder}/*.tar").description for folder in (a, b, c))
+    assert one == moved and one != changed
+
+
+def test_validation_sets_name_their_own_problems(write_shards: Write, tmp_path: Path) -> None:
+    folder = write_shards([1])
+    with pytest.raises(ValueError, match=r"--val-data .*no file matches"):
+        build_validation_data(ValidationParams(val_data=(f"{tmp_path}/no*",)), seq_len=4, vocab_size=9)
+    with pytest.raises(ValueError, match="--val-data-key: 2 keys for 1 sets"):
+        build_validation_data(ValidationParams(val_data=(f"{folder}/*",), val_data_key=("txt", "npy")), seq_len=4, vocab_size=9)
+    with pytest.raises(ValueError, match="--val-num-samples 3: is in tokens"):
+        build_validation_data(ValidationParams(val_data=(f"{folder}/*",), val_num_samples=3), seq_len=4, vocab_size=9)

@@ -1,0 +1,57 @@
+"""Local and remote paths, patterns, and files that are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from open_lm import storage
+
+
+def test_only_a_scheme_makes_a_path_remote() -> None:
+    """compat.md 6 (32): a local folder s3data/ is no S3."""
+    for url in ("s3://b/k", "https://h/x.tar", "gs://b", "memory://a"):
+        assert storage.is_remote(url)
+    for url in ("s3data/x.tar", "/abs/x.tar", "x.tar", "file:///abs/x", "s3:/x"):
+        assert not storage.is_remote(url)
+
+
+def test_join_and_parent_of_a_bare_name_stay_in_the_working_folder() -> None:
+    """compat.md 6 (7)."""
+    assert storage.join(storage.parent("manifest.jsonl"), "a.tar") == "a.tar"
+    assert storage.join(storage.parent("d/manifest.jsonl"), "a.tar") == "d/a.tar"
+    assert storage.join(storage.parent("s3://b/m.jsonl"), "a.tar") == "s3://b/a.tar"
+
+
+def test_braces_keep_their_order_and_globs_are_sorted(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.tar", "c.txt"):
+        (tmp_path / name).touch()
+    assert storage.expand("x-{0002..0000}.tar") == ["x-0002.tar", "x-0001.tar", "x-0000.tar"]
+    assert storage.expand(f"{tmp_path}/*.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
+    assert storage.expand(f"{tmp_path}/*.none") == []
+    assert storage.expand("s3://b/{a,b}.tar") == ["s3://b/a.tar", "s3://b/b.tar"]
+
+
+def test_an_atomic_write_leaves_all_or_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "sub/file"
+    with storage.atomic_write(target) as file:
+        file.write(b"one")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), storage.atomic_write(target) as file:
+        file.write(b"two, but")
+        raise RuntimeError
+    assert target.read_bytes() == b"one"
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+def test_a_remote_file_is_read_like_a_local_one() -> None:
+    import fsspec
+
+    with fsspec.open("memory://store/x.txt", "wb") as file:
+        file.write(b"hello")
+    assert storage.read_bytes("memory://store/x.txt") == b"hello"
+    assert storage.size("memory://store/x.txt") == 5
+    assert storage.exists("memory://store/x.txt")
+    assert not storage.exists("memory://store/y.txt")
+    assert len(storage.expand("memory://store/*.txt")) == 1
