@@ -73,44 +73,15 @@ class TrainData:
         return lines
 
 
-_UNBUILT = (
-    "target_mask_left",
-    "target_mask_individual",
-    "squash_mask_left",
-    "scan_remote_shards",
-    "allow_pipe",
-    "ignore_parse_errors",
-    "data_tolerate_error_p",
-    "data_tolerate_num_ckpts",
-)
-
-
-def unbuilt(params: DataParams) -> list[str]:
-    """A line for each option whose feature is not built yet."""
-    default = DataParams()
-    given = [name for name in _UNBUILT if getattr(params, name) != getattr(default, name)]
-    return [f"--{name.replace('_', '-')} {getattr(params, name)}: not built yet; leave it out" for name in given]
-
-
 def problems(params: DataParams) -> list[str]:
-    """What is wrong with the options themselves, a line each; no file is looked at."""
-    found = unbuilt(params)
+    """What is wrong with the numbers of weights and factors, a line each; no file is looked at. (`params.check` has the rest.)"""
     if params.dataset_type == "synthetic":
-        return found
-    names = [*params.train_data, *params.dataset_manifest]
-    if not names:
-        found.append("--train-data: give shards, or --dataset-manifest, or --dataset-type synthetic")
-    if params.train_data and params.dataset_manifest:
-        found.append("--dataset-manifest: can't be mixed with --train-data; give the manifests of all sources, or patterns for all")
+        return []
+    found, names = [], [*params.train_data, *params.dataset_manifest]
     weights = params.train_data_mix_weights
     if weights and len(weights) != len(names):
         found.append(f"--train-data-mix-weights: {len(weights)} weights for {len(names)} sources; give one each")
-    found += _factor_problems(params, sum(len(name.split("::")) for name in names))
-    if params.data_streams is not None and params.data_streams < 1:
-        found.append(f"--data-streams {params.data_streams}: give 1 or more")
-    if params.shuffle_window < 1:
-        found.append(f"--shuffle-window {params.shuffle_window}: give 1 or more")
-    return found
+    return found + _factor_problems(params, sum(len(name.split("::")) for name in names))
 
 
 def _factors(params: DataParams) -> list[float]:
@@ -126,8 +97,6 @@ def _factor_problems(params: DataParams, parts: int) -> list[str]:
         return [f"{name} {' '.join(params.train_data_upsampling_factors)}: give one number for each `::` part"]
     if factors and len(factors) != parts:
         found.append(f"{name}: {len(factors)} factors for {parts} `::` parts; give one each")
-    if factors and not params.dataset_resampled:
-        found.append(f"{name}: needs --dataset-resampled; without it every row is seen once a pass")
     return found + [f"{name} {f}: must be positive" for f in factors if not 0 < f < float("inf")]
 
 
