@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,13 +83,14 @@ class Option:
 @functools.cache
 def field_docs(topic: type) -> dict[str, str]:
     """The string literal under each field of a dataclass, by field name."""
-    tree = ast.parse(inspect.getsource(topic)).body[0]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(topic))).body[0]
     assert isinstance(tree, ast.ClassDef)
     docs: dict[str, str] = {}
     for statement, following in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(following.value.value).split())
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
 
 
@@ -222,7 +224,7 @@ def _named_in_file(path: str, options: Mapping[str, Option]) -> tuple[dict[str, 
         for key, value in _read_config(path).items():
             name = by_name.get(str(key).replace("-", "_"))
             if name is None:
-                problems.append(f"--config {path}: unknown key {key}.{nearest(str(key), by_name)}")
+                problems.append(f"--config {path}: unknown key {key}.{nearest(str(key), by_name) or ' See --help.'}")
             else:
                 values[name] = value
     except ValueError as error:
@@ -254,7 +256,7 @@ def parse_topics(
         "--config", action="append", default=[], metavar="FILE", help="YAML or JSON file of options; later files and flags win"
     )
     given, unknown = parser.parse_known_args(argv)
-    warnings, problems = _sort_unknown(unknown, moot or {}, [*parser._option_string_actions])
+    warnings, problems = _sort_unknown(argv, unknown, moot or {}, [*parser._option_string_actions])
     raw: dict[str, Any] = {}
     for path in given.config:
         values, wrong = _named_in_file(path, options)
@@ -272,19 +274,27 @@ def parse_topics(
     return {topic: topic(**values) for topic, values in converted.items()}, warnings
 
 
-def _sort_unknown(unknown: Sequence[str], moot: Mapping[str, str], known: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Unknown arguments into warnings (moot flags, their values dropped) and problems."""
-    warnings, problems, in_moot = [], [], False
+def _sort_unknown(
+    argv: Sequence[str], unknown: Sequence[str], moot: Mapping[str, str], known: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The arguments that argparse didn't take (in the order of `argv`) as warnings (moot flags) and problems.
+
+    What directly follows a moot or unknown flag is its value, and not named again.
+    """
+    warnings, problems = [], []
+    place, value_at = 0, -1
     for token in unknown:
+        place = next((i + 1 for i in range(place, len(argv)) if argv[i] == token), place)
         if not token.startswith("--"):
-            if not in_moot:
+            if place != value_at:
                 problems.append(f"{token}: an argument without a flag; see --help")
-            continue
-        name = token.split("=")[0]
-        instead = next((text for m, text in moot.items() if name == m or (m.endswith("*") and name.startswith(m[:-1]))), None)
-        in_moot = instead is not None
-        if instead is not None:
-            warnings.append(f"{name} has no effect: {instead}")
+                continue
         else:
-            problems.append(f"unknown flag {name}.{nearest(name, known)}")
+            name = token.split("=")[0]
+            instead = next((text for m, text in moot.items() if name == m or (m.endswith("*") and name.startswith(m[:-1]))), None)
+            if instead is None:
+                problems.append(f"unknown flag {name}.{nearest(name, known) or ' See --help.'}")
+            else:
+                warnings.append(f"{name} has no effect: {instead}")
+        value_at = place + 1
     return warnings, problems

@@ -138,15 +138,10 @@ def _notes(runs: Sequence[RunLog]) -> str:
     for run in runs:
         if run.resumed_at:
             places = ", ".join(short_count(tokens) for tokens in run.resumed_at)
-            notes.append(f"{run.name} was stopped and resumed, after {places} tokens (dotted lines).")
+            notes.append(f"{run.name} was stopped and resumed, after {places} tokens (dashed lines).")
         if run.bad_lines:
-            notes.append(f"{run.name}: {run.bad_lines} lines of its logs can't be read and are left out.")
+            notes.append(f"{run.name}: lines of its logs that are not readable and left out: {run.bad_lines}.")
     return "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
-
-
-def _tail(text: str, length: int = 48) -> str:
-    """The end of a long path, which tells data sets apart better than its beginning."""
-    return text if len(text) <= length else f"…{text[-length:]}"
 
 
 def _validation_table(runs: Sequence[RunLog]) -> str:
@@ -157,7 +152,7 @@ def _validation_table(runs: Sequence[RunLog]) -> str:
         ("token accuracy", lambda v: _number(100 * v.token_accuracy, ".1f") + (" %" if math.isfinite(v.token_accuracy) else "")),
         ("bits per byte", lambda v: _number(v.bits_per_byte, ".4f")),
     ]
-    rows = [[run.name, _tail(v.data), *(value(v) for _, value in columns)] for run in runs for v in run.validations]
+    rows = [[run.name, pictures.tail(v.data), *(value(v) for _, value in columns)] for run in runs for v in run.validations]
     return _table(["run", "data", *(name for name, _ in columns)], rows)
 
 
@@ -173,7 +168,7 @@ def _score_table(scores: Scores, chance: Mapping[str, float]) -> str:
                 "–" if guess is None else f"{100 * guess:.0f} %",
                 f"{score.questions:,}" if score.questions else "–",
                 _number(score.seconds, ".1f"),
-                checkpoint,
+                pictures.tail(checkpoint),
             ])  # fmt: skip
     return _table(["task", "right", "95 %", "chance", "questions", "seconds", "checkpoint"], rows)
 

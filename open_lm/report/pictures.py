@@ -74,7 +74,7 @@ def _curve(axes: Axes, run: RunLog, index: int, value: Callable[[LogStep], float
 
 
 def _resumes(axes: Axes, runs: Sequence[RunLog]) -> None:
-    """A dotted line where a run was resumed; the first one named in the legend."""
+    """A dashed line where a run was resumed; the first one named in the legend."""
     label: str | None = "resumed"
     for index, run in enumerate(runs):
         for tokens in run.resumed_at:
@@ -163,7 +163,7 @@ def draw_scores(path: Path, scores: Scores, chance: Mapping[str, float]) -> None
             for row, task in enumerate(tasks):
                 if task in by_task:
                     score, y = by_task[task], row - 0.4 + thickness * (index + 0.5)
-                    label = checkpoint if row == tasks.index(next(iter(by_task))) else None
+                    label = tail(checkpoint) if row == tasks.index(next(iter(by_task))) else None
                     half = 100 * half_interval(score.accuracy, score.questions)
                     axes.barh(y, 100 * score.accuracy, thickness * 0.86, color=_colour(index), alpha=0.85, label=label)
                     axes.errorbar(100 * score.accuracy, y, xerr=half, color="#333333", capsize=3, linewidth=1.2)
@@ -186,6 +186,11 @@ def draw_scores(path: Path, scores: Scores, chance: Mapping[str, float]) -> None
             axes.figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=10)
 
     _draw(path, draw, height=1.9 + len(tasks) * max(0.6, 0.32 * len(scores)) + 0.25 * len(scores))
+
+
+def tail(text: str, length: int = 56) -> str:
+    """The end of a long path, which tells files apart better than its beginning."""
+    return text if len(text) <= length else f"…{text[-length:]}"
 
 
 def chance_of(task: str, chance: Mapping[str, float]) -> float | None:

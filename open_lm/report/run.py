@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 _PARAMETERS = re.compile(r" \| Model .*: ([\d,]+) parameters$", re.MULTILINE)
 _RESUMED = re.compile(r" \| Resumed from .*: step \d+, \d+ sequences, (\d+) tokens$", re.MULTILINE)
 

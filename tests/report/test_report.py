@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from open_lm.report import Report, read_run, read_scores, write_report
-from open_lm.report.page import short_count
+from open_lm.report.page import render_page, short_count
 from open_lm.report.pictures import chance_of, half_interval, smoothed, tail
 
 
@@ -64,7 +64,7 @@ def test_a_half_written_line_is_counted_not_hidden(run_folder: Path, tmp_path: P
         file.write('{"step": 40, "lo')
     run = read_run(run_folder)
     assert run.bad_lines == 1 and len(run.steps) == 3
-    page = write_report(Report([run]), tmp_path / "page.html")[0].read_text()
+    page = render_page(Report([run]), tmp_path / "page.html", {})
     assert "lines of its logs that are not readable and left out: 1." in page
 
 
@@ -72,7 +72,7 @@ def test_losses_that_are_not_numbers_leave_a_gap(run_folder: Path, tmp_path: Pat
     (run_folder / "metrics.jsonl").write_text(json.dumps(log_step(10, None)) + "\n" + json.dumps(log_step(20, float("nan"))) + "\n")
     run = read_run(run_folder)
     assert all(s.loss != s.loss for s in run.steps)
-    assert "last training loss</td><td>–" in write_report(Report([run]), tmp_path / "page.html")[0].read_text()
+    assert "last training loss</td><td>–" in render_page(Report([run]), tmp_path / "page.html", {})
 
 
 @pytest.mark.parametrize("make, message", [(False, "no such folder"), (True, "holds no metrics.jsonl")])
@@ -139,7 +139,7 @@ def test_the_page_has_its_pictures_and_links_beside_it(run_folder: Path, scores:
 
 def test_the_page_says_the_numbers(run_folder: Path, scores: Path, tmp_path: Path) -> None:
     report = Report([read_run(run_folder)], read_scores(scores), {"next_line": 0.25})
-    text = re.sub(r"\s*</?t[rdh]>\s*", "|", write_report(report, tmp_path / "report.html")[0].read_text())
+    text = re.sub(r"\s*</?t[rdh]>\s*", "|", render_page(report, tmp_path / "report.html", {"scores": tmp_path / "scores.png"}))
     for row in (
         "|model||model.json|", "|parameters||1,234,567|", "|training tokens||3K|", "|last training loss||6.000|",
         "|validation loss||7.250|", "|tokens per second (median)||1,020|",

@@ -29,19 +29,9 @@ def read() -> Iterator[str]:
     return iter(TEXTS)
 
 
-@given(st.text())
-def test_every_text_comes_back(text: str) -> None:
-    tokenizer = _small()
-    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
-
-
-_cache: list = []
-
-
-def _small():  # hypothesis takes no fixtures of module scope
-    if not _cache:
-        _cache.append(train_bpe(TEXTS, 400))
-    return _cache[0]
+@given(text=st.text())
+def test_every_text_comes_back(trained, text: str) -> None:
+    assert trained.decode(trained.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
 
 
 def test_the_ids_are_specials_bytes_merges(trained) -> None:
@@ -57,7 +47,7 @@ def test_open_lm_finds_its_end_of_text(trained, tmp_path: Path) -> None:
     write_tokenizer(read, tmp_path / "tokenizer.json", 400)
     tokenizer = load_tokenizer(str(tmp_path))
     assert (tokenizer.eot_id, tokenizer.eot_token, tokenizer.vocab_size) == (0, "<|endoftext|>", 400)
-    assert tokenizer.encode(" a") == trained.encode(" a").ids and len(tokenizer.encode(" a")) == 1
+    assert tokenizer.encode(" a") == trained.encode(" a").ids
 
 
 def test_the_same_texts_give_the_same_file(tmp_path: Path) -> None:
