@@ -33,13 +33,13 @@ make_shards() {
   done
 }
 
-# train [--resume latest]: 840 steps of 32 x 256 tokens in 4 epochs
+# train [--resume latest]: in all $steps steps of 16 x 256 tokens, in 4 epochs
 train() {
   torchrun --standalone --nproc-per-node "$processes" -m open_lm.main --model "$out/model.json" \
-    --train-data "$out/train/256-v1/0/*.tar" --val-data "$out/heldout/256-v1/0/*.tar" --val-num-samples 131072 \
-    --train-num-samples "$((steps * 32 * 256 / 4))" --epochs 4 --global-batch-size 32 --multiple-data-passes --workers 1 \
-    --lr 4e-3 --warmup 60 --wd 0.1 --beta2 0.95 --grad-clip-norm 1 --precision fp32 --z-loss 1e-4 \
-    --log-every-n-steps 10 --save-every-steps 30 --report-to tensorboard --logs-dir "$out/logs" --name quickstart "$@"
+    --train-data "$out/train/256-v1/0/*.tar" --val-data "$out/heldout/256-v1/0/*.tar" --val-num-samples 65536 --global-val-batch-size 32 \
+    --train-num-samples "$((steps * 16 * 256 / 4))" --epochs 4 --global-batch-size 16 --multiple-data-passes --workers 1 \
+    --lr 4e-3 --warmup $((steps / 10)) --wd 0.1 --beta2 0.95 --grad-clip-norm 1 --precision fp32 --z-loss 1e-4 \
+    --log-every-n-steps 5 --save-every-steps $((steps / 8)) --report-to tensorboard --logs-dir "$out/logs" --name quickstart "$@"
 }
 
 # Kill every process of the run with SIGKILL, as a lost machine would, once half of the steps are in a checkpoint.
@@ -72,7 +72,7 @@ report() {
     --title "Quick start: Python's standard library" --chance next_line=0.25 finish_line=0 --output "$out/report.html"
 }
 
-steps=${QUICKSTART_STEPS:-840}
+steps=${QUICKSTART_STEPS:-200} # a multiple of 8; 200 take about three minutes on two cores
 checkpoint=$out/logs/quickstart/checkpoints/epoch_4.pt
 echo '{"hidden_dim": 192, "n_layers": 4, "n_heads": 4, "seq_len": 256, "vocab_size": 8192, "qk_norm": true, "weight_tying": true}' >"$out/model.json"
 
