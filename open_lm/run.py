@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
 from open_lm.params import ModelParams, Params, Problems
+from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
 from open_lm.train.optimizer import make_optimizer
@@ -48,6 +49,8 @@ class Job:
     validation: tuple[ValidationSet, ...]
     length: RunLength
     resumed: tuple[Path, RunState] | None
+    lock: IO[str] | None
+    """Of the run folder, on the first process."""
 
     @property
     def start(self) -> Position:
@@ -65,23 +68,23 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
         UserError: a mistake in options or files, on every process, before anything started.
     """
     job = prepare(params, world)
-    start_logging(job.folder, params.log, world)
-    for warning in warnings:
-        logging.warning(warning)
-    if job.start.step >= job.length.total_steps:
-        logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
-        return
-    if world.is_first:
-        describe(job)
-    model, optimizer = build(job)
-    try:
-        train_job(job, model, optimizer)
-    except ValueError as error:
-        logging.error(f"process {world.rank}: {error}")
-        raise
-    except Exception:
-        logging.exception(f"process {world.rank} stopped")
-        raise
+    with job.lock or nullcontext():
+        start_logging(job.folder, params.log, world)
+        for warning in warnings:
+            logging.warning(warning)
+        if job.start.step >= job.length.total_steps:
+            logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
+            return
+        if world.is_first:
+            describe(job)
+        try:
+            train_job(job, *build(job))
+        except ValueError as error:
+            logging.error(f"process {world.rank}: {error}")
+            raise
+        except Exception:
+            logging.exception(f"process {world.rank} stopped")
+            raise
 
 
 def prepare(params: Params, world: World) -> Job:
@@ -106,11 +109,11 @@ def prepare(params: Params, world: World) -> Job:
         if resumed:
             problems.attempt(check_resume, resumed[1], data, config, batch)
     problems.found = from_all(problems.found)
-    if not problems.found:
-        problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
+    problems.raise_any()
+    lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
     problems.raise_any()
     assert config and kernel and data and length and validation is not None
-    return Job(params, world, folder, config, kernel, data, validation, length, resumed)
+    return Job(params, world, folder, config, kernel, data, validation, length, resumed, lock)
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int) -> RunLength:
@@ -187,6 +190,10 @@ def describe(job: Job) -> None:
         *(f"  {name}: {value}" for name, value in sorted(resolved.items())),
     ):
         logging.info(line)
+    if world.device.type == "cpu" and params.parallel.precision != "fp32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logging.warning(
+            f"--precision {params.parallel.precision}: this processor has no bf16 arithmetic; --precision fp32 is several times faster"
+        )
     if params.optimizer.warmup >= length.total_steps and not params.optimizer.skip_scheduler:
         logging.warning(f"--warmup {params.optimizer.warmup}: the run has {length.total_steps} steps and never leaves its warm-up")
 
@@ -244,6 +251,7 @@ def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loa
     log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start)
     validation = InTraining(model, job.validation, validation_config(job), job.folder.checkpoints, params.model.model, log.validated)
     callbacks: list[Callback] = [
+        LauncherWatch(),
         log,
         RunStates(job.folder.checkpoints, plan, model, optimizer, lambda position: run_state(job, position), world),
         validation,

@@ -75,3 +75,8 @@ def test_nothing_unpickles_or_runs_a_shell(repo: Path) -> None:
         text = path.read_text(encoding="utf-8")
         for word in ("shell=True", "weights_only=False", "trust_remote_code=True", "literal_eval", "pickle.load(", "yaml.load("):
             assert word not in text, f"{path}: {word}"
+
+
+def test_the_model_knows_no_parallelism(repo: Path) -> None:
+    for path in (repo / "open_lm/model").glob("*.py"):
+        assert "distributed" not in path.read_text(encoding="utf-8"), path

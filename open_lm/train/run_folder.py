@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from open_lm import storage
 from open_lm.params import LogParams, Params
+from open_lm.train.launcher import lock_run_folder
 from open_lm.train.parallel import World, from_first
 
 _FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", datefmt="%Y-%m-%d,%H:%M:%S")
@@ -53,23 +54,37 @@ def choose_run_folder(params: Params) -> RunFolder:
     return RunFolder(storage.local_path(params.log.logs) / from_first(params.log.name or made))
 
 
-def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world: World) -> None:
-    """Make the folder; an existing run is only continued by --resume or removed by --overwrite.
+def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world: World) -> IO[str] | None:
+    """Make the folder and lock it; an existing run is only continued by --resume or removed by --overwrite.
+
+    Returns:
+        The lock on the first process, to be kept as long as the run; None on the others.
 
     Raises:
-        ValueError: the run exists, on every process.
+        ValueError: the run exists or is being written, on every process.
     """
-    problem = None
+    lock, problem = None, None
     if world.is_first:
-        if folder.path.exists() and params.overwrite and not resuming:
-            shutil.rmtree(folder.path)
-        if folder.path.exists() and not resuming and any(folder.path.iterdir()):
-            problem = f"--name {folder.name}: {folder.path} exists; use another name, --resume latest to continue it, or --overwrite"
-        else:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = _claim(folder, params, resuming)
+        except ValueError as error:
+            problem = str(error)
     problem = from_first(problem)
     if problem:
         raise ValueError(problem)
+    return lock
+
+
+def _claim(folder: RunFolder, params: LogParams, resuming: bool) -> IO[str]:
+    if not resuming and folder.path.exists() and any(folder.path.iterdir()):
+        if not params.overwrite:
+            raise ValueError(
+                f"--name {folder.name}: {folder.path} exists; use another name, --resume latest to continue it, or --overwrite"
+            )
+        lock_run_folder(folder.path, patience=0).close()
+        shutil.rmtree(folder.path)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    return lock_run_folder(folder.path)
 
 
 def start_logging(folder: RunFolder, params: LogParams, world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,9 +72,24 @@ class Bench:
             elif path.name != f"step_{step}":
                 shutil.rmtree(path)
 
+    def kill(self, process: subprocess.Popen[Any]) -> None:
+        """SIGKILL for a run and all of its processes."""
+        kill_9(process.pid)
+        process.wait()
+
     def log(self, name: str) -> str:
         """out.log."""
         return (self.folder / "logs" / name / "out.log").read_text()
+
+
+def kill_9(pid: int) -> None:
+    """SIGKILL for a process and all that it started, in whatever session they are."""
+    parents = {int(p.name): int((p / "stat").read_text().rsplit(")", 1)[1].split()[1]) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    doomed = [pid]
+    for one in doomed:
+        doomed += [child for child, parent in parents.items() if parent == one]
+    for one in doomed:
+        os.kill(one, signal.SIGKILL)
 
 
 @pytest.fixture

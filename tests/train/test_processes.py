@@ -68,14 +68,24 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 def test_kill_9_of_everything_then_resume_ends_with_the_same_weights(bench: Any) -> None:
     flags = (*LONG, "--save-every-steps", "5")
     ok(bench.run(2, "whole", *flags))
-    process = subprocess.Popen(bench.command(2, "killed", *flags), env=bench.env, cwd=bench.folder, start_new_session=True)
+    process = subprocess.Popen(bench.command(2, "killed", *flags), env=bench.env, cwd=bench.folder)
     wait_for(bench.folder / "logs/killed/checkpoints/step_15", process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    bench.kill(process)
     ok(bench.run(2, "killed", *flags, "--resume", "latest"))
     assert bench.metrics("killed") == bench.metrics("whole")
     a, b = bench.weights("whole", 10), bench.weights("killed", 10)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_processes_end_when_their_launcher_is_killed_and_the_next_run_waits_for_them(bench: Any) -> None:
+    flags = (*LONG, "--save-every-steps", "5")
+    process = subprocess.Popen(bench.command(2, "a", *flags), env=bench.env, cwd=bench.folder)
+    wait_for(bench.folder / "logs/a/checkpoints/step_10", process)
+    os.kill(process.pid, signal.SIGKILL)  # torchrun alone; its processes have sessions of their own
+    process.wait()
+    ok(bench.run(2, "a", *flags, "--resume", "latest"))
+    assert "the launcher of this run is gone" in bench.log("a")
+    assert bench.metrics("a", "step") == list(range(1, 101))
 
 
 def test_an_error_on_one_process_ends_all_of_them(bench: Any) -> None:

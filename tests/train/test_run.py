@@ -259,3 +259,15 @@ def test_data_that_run_out_are_told_before_training(bench: Any, main_here: Main,
     assert main_here("a", "--epochs", "4") == 2
     assert "--multiple-data-passes" in capsys.readouterr().err
     assert main_here("a", "--epochs", "4", "--multiple-data-passes") == 0
+
+
+def test_two_runs_never_write_into_one_folder(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    from open_lm.train.launcher import lock_run_folder
+
+    assert main_here("a") == 0
+    with lock_run_folder(bench.folder / "logs/a"):
+        assert main_here("a", "--overwrite") == 2
+        with pytest.raises(ValueError, match="another process is writing"):
+            lock_run_folder(bench.folder / "logs/a", patience=0.1)
+    assert "--name a: another process is writing to" in capsys.readouterr().err
+    assert main_here("a", "--overwrite") == 0

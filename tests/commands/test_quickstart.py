@@ -1,0 +1,40 @@
+"""The quick start, from text to report, with fewer steps of training than a user gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_quick_start_goes_from_text_to_report(repo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    environment = {**os.environ, "QUICKSTART_STEPS": "120"}
+    done = subprocess.run([repo / "scripts/quickstart.sh", out], env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Killed after step 60, by SIGKILL." in done.stdout
+    log = (out / "logs/quickstart/out.log").read_text()
+    assert "Resumed from" in log
+    steps = [json.loads(line)["step"] for line in (out / "logs/quickstart/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(5, 121, 5))
+    [results] = json.loads((out / "results.json").read_text()).values()
+    assert results["next_line/0-shot"]["accuracy"] > 0.36, "chance is 0.25"
+    assert results["finish_line/0-shot"]["accuracy"] > 0.05, "chance is 0"
+    page = (out / "report.html").read_text()
+    pictures = [p.name for p in out.glob("*.png")]
+    assert len(pictures) == 4
+    assert all(name in page for name in pictures)
+    last = json.loads((out / "logs/quickstart/checkpoints/results.jsonl").read_text().splitlines()[-1])[0]
+    assert 0 < last["bits_per_byte"] < 3
+    assert done.stdout.rstrip().splitlines()[-1].strip().startswith("torchrun")
+
+
+def test_an_existing_folder_is_not_touched(repo: Path, tmp_path: Path) -> None:
+    done = subprocess.run([repo / "scripts/quickstart.sh", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "exists; give another folder" in done.stderr
