@@ -112,4 +112,4 @@ def main_here(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
 
     monkeypatch.chdir(bench.folder)
     torch.set_num_threads(1)
-    return lambda name, *more: main(bench.flags(name, "--workers", "0", *more))
+    return lambda name, *more: main(bench.flags(name, "--workers", "0", "--lr", "1e-2", *more))
