@@ -1,7 +1,7 @@
 import logging
 import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -155,18 +155,26 @@ def test_closing_ends_the_workers_wherever_the_loader_stands(write_shards: Write
             next(batches)
 
 
-@many_processes
-def test_a_killed_worker_is_an_error_and_no_hang(write_shards: Write) -> None:
-    data = train_data(f"{write_shards([50])}/*.tar")
-    loader = Loader(data.rows, LoaderShape(0, 1, 8, 8), workers=1)
-    batches = iter(loader)
+KILLED_WORKER = """
+import multiprocessing, os, signal
+from open_lm.data.loader import Loader, LoaderShape
+from open_lm.data.rows import SyntheticRows
+loader = Loader(SyntheticRows(0, 4, 100), LoaderShape(0, 1, 8, 8), workers=1)
+batches = iter(loader)
+next(batches)
+os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+for _ in range(100_000):
     next(batches)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="worker"):
-        for _ in range(100):
-            next(batches)
-    loader.close()
-    assert multiprocessing.active_children() == []
+"""
+
+
+@many_processes
+def test_a_killed_worker_is_an_error_and_no_hang(repo: Path) -> None:
+    # a process of its own: torch raises the error from a signal handler, which may be anywhere in the program
+    done = subprocess.run([sys.executable, "-c", KILLED_WORKER], cwd=repo, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "RuntimeError" in done.stderr
+    assert "worker" in done.stderr.splitlines()[-1]
 
 
 @many_processes

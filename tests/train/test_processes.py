@@ -84,7 +84,7 @@ def test_processes_end_when_their_launcher_is_killed_and_the_next_run_waits_for_
     os.kill(process.pid, signal.SIGKILL)  # torchrun alone; its processes have sessions of their own
     process.wait()
     ok(bench.run(2, "a", *flags, "--resume", "latest"))
-    assert "the launcher of this run is gone" in bench.log("a")
+    assert "process 0 stopped" in bench.log("a")  # it saw that the launcher was gone, or that the other process had gone for that reason
     assert bench.metrics("a", "step") == list(range(1, 101))
 
 
