@@ -36,7 +36,7 @@ class LogParams:
     name: str | None = None
     """Name of the run. Default: made from the time and the main options."""
     logs: str = flag("./logs", "--logs-dir")
-    """Folder of run folders. (Under torchrun with Python before 3.12.7 write --logs-dir: torchrun takes --logs for one of its own.)"""
+    """Folder of run folders. Under torchrun write --logs-dir: torchrun rejects --logs as an abbreviation of its own --logs-specs."""
     overwrite: bool = False
     """Delete an existing run of this name first."""
     report_to: tuple[str, ...] = ()

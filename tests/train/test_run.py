@@ -271,3 +271,15 @@ def test_two_runs_never_write_into_one_folder(bench: Any, main_here: Main, capsy
             lock_run_folder(bench.folder / "logs/a", patience=0.1)
     assert "--name a: another process is writing to" in capsys.readouterr().err
     assert main_here("a", "--overwrite") == 0
+
+
+def test_a_process_whose_launcher_is_gone_stops_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from open_lm.train.launcher import LauncherWatch
+    from open_lm.train.loop import Position
+    from open_lm.train.step import StepResult
+
+    watch, zero = LauncherWatch(), torch.zeros(())
+    watch.after_step(Position(6, 48, 0, 0), StepResult(zero, zero, zero))
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    with pytest.raises(RuntimeError, match="step 7: the launcher of this run is gone; nothing more is written"):
+        watch.after_step(Position(7, 56, 0, 0), StepResult(zero, zero, zero))
