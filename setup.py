@@ -28,5 +28,10 @@ setup(
     packages=find_packages(include=["open_lm", "open_lm.*"]),
     package_data={"open_lm": ["model_configs/*.json"]},
     install_requires=requirements("requirements.txt"),
-    extras_require={"gpu": ["xformers>=0.0.30"], "eval": ["lm-eval>=0.4.9"], "dev": requirements("requirements-dev.txt")},
+    extras_require={
+        "parquet": ["pyarrow>=18"],
+        "gpu": ["xformers>=0.0.30"],
+        "eval": ["lm-eval>=0.4.9"],
+        "dev": requirements("requirements-dev.txt"),
+    },
 )

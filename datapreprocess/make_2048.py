@@ -1,33 +1,58 @@
-"""Text to shards of token sequences, for `--train-data` and `--val-data`.
+#!/usr/bin/env python
+"""Text to shards of token sequences, for `--train-data` and `--val-data`. The work is in open_lm/tokens/preprocess.py.
 
 python datapreprocess/make_2048.py --input-files raw_data/*.jsonl.zst --output-dir preproc_data --num-workers 32 --num-consumers 1
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from open_lm.params.fields import parse_topics  # noqa: E402
-from open_lm.tokens.options import InputOptions, OutputOptions, RunOptions  # noqa: E402
+from open_lm.tokens.options import InputOptions, Options, OutputOptions, RunOptions, TokenizerOptions  # noqa: E402
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT."""
+
+
+def _stop(number: int, frame: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # a second one would cut the tidying short
+    raise Stopped(number)
 
 
 def main() -> int:
-    """Returns the exit status: 2 for bad options or input, 1 for a file that can't be read or written, or a worker that died."""
+    """Exit status 0; 2 for bad options or input; 1 for files that can't be read or written, or killed workers; 128 + n for a signal."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%Y-%m-%d,%H:%M:%S")
+    topics = (InputOptions, TokenizerOptions, OutputOptions, RunOptions)
     try:
-        topics, _ = parse_topics((InputOptions, OutputOptions, RunOptions), prog="make_2048.py", description=__doc__)
+        found, _ = parse_topics(topics, prog="make_2048.py", description=__doc__)
         from open_lm.tokens.preprocess import preprocess
         from open_lm.tokens.stats import table
 
-        print(table(preprocess(topics[InputOptions], topics[OutputOptions], topics[RunOptions])))
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, _stop)
+        counts = preprocess(Options(*(found[topic] for topic in topics)))
+        if counts is not None:
+            print(table(counts))
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.args[0]).name}; the same command goes on from here", file=sys.stderr)
+        return 128 + int(stopped.args[0])
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        remedy = "; make room and give the same command again, it goes on from here" if error.errno == errno.ENOSPC else ""
+        print(f"{error}{remedy}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make two benchmark tasks from held-out documents: next line, finish the line. The work is in open_lm/tokens/tasks_from_text.py."""
+"""Make two benchmark tasks from held-out documents: next line, finish the line. The work is in open_lm/tokens/tools/tasks_from_text.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
-from open_lm.tokens.tasks_from_text import write_tasks  # noqa: E402
-from open_lm.tokens.texts import read_texts  # noqa: E402
+from open_lm.tokens.reading.texts import read_texts  # noqa: E402
+from open_lm.tokens.tools.tasks_from_text import write_tasks  # noqa: E402
 
 
 @dataclass(frozen=True)

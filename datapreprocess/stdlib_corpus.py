@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make a corpus from Python's own standard library: train.jsonl.zst and heldout.jsonl.zst. The work is in open_lm/tokens/corpus.py."""
+"""Make a corpus from Python's own standard library: train.jsonl.zst and heldout.jsonl.zst. See open_lm/tokens/tools/corpus.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
-from open_lm.tokens.corpus import Part, build_corpus  # noqa: E402
+from open_lm.tokens.tools.corpus import Part, build_corpus  # noqa: E402
 
 
 @dataclass(frozen=True)

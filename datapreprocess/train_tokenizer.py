@@ -1,17 +1,22 @@
 #!/usr/bin/env python
-"""Train a byte-level BPE tokenizer that gives back every text exactly. The work is in open_lm/tokens/bpe.py."""
+"""Train a byte-level BPE tokenizer that gives back every text exactly. The work is in open_lm/tokens/tools/bpe.py."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
-from open_lm.tokens.bpe import write_tokenizer  # noqa: E402
-from open_lm.tokens.texts import read_texts  # noqa: E402
+
+if TYPE_CHECKING:
+    from open_lm.tokens.tools.bpe import TrainedTokenizer, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -19,43 +24,78 @@ class TokenizerParams:
     """tokenizer"""
 
     input_files: tuple[str, ...] = ()
-    """Files or globs of .jsonl, .json (one object a line) or .txt (one document a file), each also .zst or .gz."""
+    """Files, folders, globs or URLs: .jsonl, .json (one object a line), .txt (one document a file), each also .zst or .gz; .parquet."""
     text_key: str = "text"
     """Where a line's text is; dots lead into nested objects, as in data.text."""
     output: str | None = None
     """The tokenizer.json to write."""
     vocab_size: int = 8192
     """Ids, the special tokens (end of text 0, padding 1) and the 256 bytes included."""
-    sample_bytes: int | None = None
-    """Train on about this many bytes, spread evenly over the texts. Default: all of them."""
+    sample_bytes: str | None = "1GB"
+    """Train on about this much text, spread evenly over the documents. It bounds the memory: 1 KB for each different word. none: on all."""
     overwrite: bool = False
     """Replace a tokenizer that exists."""
 
 
 def main() -> int:
-    """Exit status 0, or 2 with the problems on stderr."""
+    """Exit status 0; 2 with the problems on stderr; 1 for a file that can't be read or written."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%Y-%m-%d,%H:%M:%S")
     try:
-        topics, _ = parse_topics((TokenizerParams,), description=__doc__)
-        params: TokenizerParams = topics[TokenizerParams]
-        missing = [f"--{name.replace('_', '-')}: missing" for name in ("input_files", "output") if not getattr(params, name)]
-        if missing:
-            raise UserError(missing)
-        assert params.output
-        trained = write_tokenizer(
-            lambda: read_texts(params.input_files, params.text_key),
-            params.output,
-            params.vocab_size,
-            sample_bytes=params.sample_bytes,
-            overwrite=params.overwrite,
-        )
+        topics, _ = parse_topics((TokenizerParams,), prog="train_tokenizer.py", description=__doc__)
+        trained = _train(topics[TokenizerParams])
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{trained.path}: {trained.vocab_size:,} ids, trained on {trained.documents:,} documents, {trained.bytes:,} bytes")
-    print(f"{trained.characters_per_token:.2f} characters per token; every text of the check came back exactly")
-    if trained.vocab_size < params.vocab_size:
-        print(f"the texts give no more than {trained.vocab_size:,} ids of the {params.vocab_size:,} asked for")
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for line in _report(trained, topics[TokenizerParams].vocab_size):
+        print(line)
     return 0
+
+
+def _train(params: TokenizerParams) -> TrainedTokenizer:
+    missing = [f"--{name.replace('_', '-')}: missing" for name in ("input_files", "output") if not getattr(params, name)]
+    if missing:
+        raise UserError(missing)
+    from open_lm.tokens.memory import parse_size
+    from open_lm.tokens.reading.texts import read_texts
+    from open_lm.tokens.tools.bpe import write_tokenizer
+    from open_lm.tokens.tools.tool_files import spooled
+
+    try:
+        sample = None if params.sample_bytes is None else parse_size(params.sample_bytes)
+    except ValueError as error:
+        raise ValueError(f"--sample-bytes {error}") from None
+    assert params.output
+    with tempfile.TemporaryDirectory() as folder:
+        read = functools.partial(read_texts, spooled(params.input_files, folder), params.text_key)
+        return write_tokenizer(read, params.output, params.vocab_size, sample_bytes=sample, overwrite=params.overwrite)
+
+
+def _report(trained: TrainedTokenizer, asked_for: int) -> list[str]:
+    lines = [
+        f"{trained.path}: {trained.vocab_size:,} ids, trained on {trained.documents:,} documents, {trained.bytes:,} bytes",
+        _on("text that it was trained on", trained.trained_on),
+    ]
+    if trained.heldout is None:
+        lines.append("held-out text: none, there are too few documents")
+    else:
+        lines.append(_on("held-out text", trained.heldout))
+        lines.append(f"  of the {trained.vocab_size:,} ids, the held-out text has {trained.heldout.ids_used:,}")
+    lines.append(f"longest tokens: {', '.join(map(repr, trained.longest)) or 'none'}")
+    lines.append("every text of the check came back exactly")
+    if trained.vocab_size < asked_for:
+        lines.append(f"the texts give no more than {trained.vocab_size:,} ids of the {asked_for:,} asked for")
+    return lines
+
+
+def _on(name: str, seen: Vocabulary) -> str:
+    alone = seen.single_bytes / seen.tokens if seen.tokens else 0.0
+    return (
+        f"{name}: {seen.characters_per_token:.2f} characters and {seen.bytes_per_token:.2f} bytes per token,"
+        f" {alone:.2%} of the tokens are parts of a character ({seen.documents:,} documents, {seen.tokens:,} tokens)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """A Hugging Face tokenizer by name, folder or file; its end of text and its hash.
 
-`Tokenizer.encode_batch` is the reference; `FastEncoder` gives the same ids through gigatoken at 50 times the speed and can
-check itself against the reference.
+`open_lm.fast_tokenizer` gives the same ids at 50 times the speed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +23,7 @@ DEFAULT_TOKENIZER = "EleutherAI/gpt-neox-20b"
 DEFAULT_VOCAB_SIZE = 50_432
 """Vocabulary of OpenLM's models, which use the default tokenizer."""
 END_OF_TEXT_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+BEGIN_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|im_start|>")
 Engine = Literal["auto", "gigatoken", "hf"]
 
 
@@ -64,7 +62,21 @@ class Tokenizer:
         content = json.dumps(json.loads(self.json_text), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    @property
+    def bos_id(self) -> int:
+        """The token that begins a sequence: what the tokenizer puts before a text, or the first of `BEGIN_NAMES` that it has.
+
+        Raises:
+            ValueError: it has none.
+        """
+        plain, whole = (self.backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+        if len(whole) > len(plain) and whole[0] != plain[0]:
+            return int(whole[0])
+        found = next((i for i in map(self.backend.token_to_id, BEGIN_NAMES) if i is not None), None)
+        if found is None:
+            raise ValueError(f"--bos: the tokenizer {self.name} has no begin-of-sequence token; leave the flag out")
+        return found
+
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens included."""
         return int(max(self.backend.get_vocab(with_added_tokens=True).values())) + 1
@@ -155,149 +167,3 @@ def choose_tokenizer(named: str | None, carried: Tokenizer | None, vocab_size: i
             "give the one it was trained with"
         )
     return tokenizer
-
-
-# `tokenizers` normalises by Unicode 9, gigatoken by a newer one. Texts with these characters, marks and letters that combine since
-# Unicode 10, are left to the reference. Found by trying every character beside others; tests/tokens does so again.
-_YOUNG_MARKS = re.compile(
-    "[\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b\u0d3c\u0eba\u1715\u1abf-\u1aff\u1df6-\u1dfa\ua82c\U000105c0-\U000105ff"
-    "\U00010d24-\U00010d27\U00010d69-\U00010d6d\U00010eab\U00010eac\U00010efa-\U00010eff\U00010f46-\U00010f50\U00010f82-\U00010f85"
-    "\U00011070\U0001133b\U00011380-\U000113ff\U0001145e\U00011839\U0001183a\U00011930-\U00011943\U000119e0\U00011a34\U00011a47"
-    "\U00011a99\U00011d42-\U00011d45\U00011d97\U00011f41\U00011f42\U00016100-\U0001613f\U00016d40-\U00016d7f\U00016ff0\U00016ff1"
-    "\U0001e08f\U0001e130-\U0001e136\U0001e2ae\U0001e2ec-\U0001e2ef\U0001e4ec-\U0001e4ef\U0001e5ee\U0001e5ef\U0001e6e3-\U0001e6f5]"
-)
-_YOUNG_LEAD_BYTES = (b"\xdf\xbd", b"\xe0", b"\xe1", b"\xea", b"\xf0")
-_PROVEN_NORMALIZERS = {"NFC", "Sequence", "Prepend", "Replace"}
-_PROBE = (
-    "The quick brown fox's 3 dogs;\tit'll\r\n\n  jump   over 12,345.67 fences\u00a0\u2014 \u201cna\u00efve\u201d cafe\u0301  ",
-    "\u4f60\u597d\uff0c\u4e16\u754c \u041f\u0440\u0438\u0432\u0435\u0442 ",
-    "\u0645\u0631\u062d\u0628\u0627 \u0939\u093f\u0928\u094d\u0926\u0940 ",
-    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u1100\u1161\u11a8 def f(x):\n        return {x**2}",
-    "",
-    " ",
-)
-_CHECKED_SHARE, _CHECKED_AT_LEAST = 1000, 256
-
-
-class FastEncoder:
-    """Many texts to ids: through gigatoken where it gives the tokenizer's ids, else through `tokenizers`.
-
-    Args:
-        tokenizer: the reference.
-        engine: `auto` takes gigatoken when it loads the tokenizer, agrees on a few texts, and has been proven to normalise alike;
-            `gigatoken` insists on the first two; `hf` takes the reference.
-
-    Raises:
-        ValueError: gigatoken was asked for and can't be had.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, engine: Engine = "auto"):
-        self.reference = tokenizer
-        self.reason = ""
-        """Why gigatoken is not used, when it was not turned down."""
-        self._fast: Any = None
-        if engine != "hf":
-            self._fast, self.reason = _load_gigatoken(tokenizer, unproven=engine == "gigatoken")
-        if engine == "gigatoken" and self._fast is None:
-            raise ValueError(f"--tokenizer-engine gigatoken: {self.reason}; use --tokenizer-engine hf")
-
-    @property
-    def engine(self) -> Engine:
-        """The one in use, gigatoken or hf."""
-        return "hf" if self._fast is None else "gigatoken"
-
-    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of many texts, nothing added, on the calling thread.
-
-        Returns:
-            ids uint32 [total], and offsets int64 [texts + 1]: text i has ids[offsets[i]:offsets[i + 1]].
-        """
-        if self._fast is None:
-            return self._encode_reference(texts)
-        ids, offsets = _encode_gigatoken(self._fast, texts)
-        young = [i for i, text in enumerate(texts) if has_young_marks(text)]
-        if not young:
-            return ids, offsets
-        pieces = [ids[offsets[i] : offsets[i + 1]] for i in range(len(texts))]
-        for index in young:
-            pieces[index] = self._encode_reference([texts[index]])[0]
-        return np.concatenate(pieces), _offsets([len(p) for p in pieces])
-
-    def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encodings = self.reference.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        pieces = [np.array(e.ids, dtype=np.uint32) for e in encodings]
-        return np.concatenate(pieces) if pieces else np.empty(0, np.uint32), _offsets([len(p) for p in pieces])
-
-    def check(self, texts: Sequence[str], ids: np.ndarray, offsets: np.ndarray, seed: int) -> tuple[int, int | None]:
-        """Compare a seeded sample of what `encode_batch` gave, at most 0.1 % of its ids or 256, with the reference.
-
-        Texts longer than that are sampled by a piece, encoded anew both ways.
-
-        Returns:
-            How many ids were compared, and the index of a text whose ids differ, or None.
-        """
-        if self._fast is None or not texts:
-            return 0, None
-        budget = max(int(offsets[-1]) // _CHECKED_SHARE, _CHECKED_AT_LEAST)
-        rng, compared = np.random.default_rng(seed), 0
-        order = rng.permutation(len(texts))[:64]
-        lengths = offsets[order + 1] - offsets[order]
-        for index in order[lengths <= budget]:
-            ours = ids[offsets[index] : offsets[index + 1]]
-            if compared + len(ours) > budget:
-                break
-            if ours.tolist() != self.reference.encode_batch([texts[index]])[0]:
-                return compared, int(index)
-            compared += len(ours)
-        if compared == 0:
-            text = texts[order[0]]
-            start = int(rng.integers(0, max(1, len(text) - budget)))
-            piece = text[start : start + budget]
-            if self.encode_batch([piece])[0].tolist() != self.reference.encode_batch([piece])[0]:
-                return 0, int(order[0])
-            compared = len(piece)
-        return compared, None
-
-
-def has_young_marks(text: str) -> bool:
-    """True for a text whose normal form depends on the version of Unicode, between those of `tokenizers` and gigatoken."""
-    if text.isascii():
-        return False
-    raw = text.encode("utf-8")
-    return any(lead in raw for lead in _YOUNG_LEAD_BYTES) and _YOUNG_MARKS.search(text) is not None
-
-
-def _load_gigatoken(tokenizer: Tokenizer, unproven: bool) -> tuple[Any, str]:
-    """(the engine, "") or (None, why not)."""
-    unknown = _normalizers(json.loads(tokenizer.json_text).get("normalizer")) - _PROVEN_NORMALIZERS
-    if unknown and not unproven:
-        return None, f"its normaliser {', '.join(sorted(unknown))} has not been compared with that of tokenizers"
-    try:
-        import gigatoken
-
-        fast = gigatoken.Tokenizer.from_json(tokenizer.json_text)
-        ids, offsets = _encode_gigatoken(fast, _PROBE)
-    except Exception as error:  # each unsupported kind of tokenizer raises its own exception
-        return None, f"gigatoken does not load it: {' '.join(str(error).split())}"
-    expected = tokenizer.encode_batch(_PROBE)
-    if [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] != expected:
-        return None, "gigatoken gives other ids than tokenizers"
-    return fast, ""
-
-
-def _normalizers(config: dict[str, Any] | None) -> set[str]:
-    """The types of a normaliser and its parts."""
-    if config is None:
-        return set()
-    return {str(config.get("type"))}.union(*(_normalizers(part) for part in config.get("normalizers", ())))
-
-
-def _encode_gigatoken(fast: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    layout = fast.encode_batch(list(texts), parallel=False).layout
-    offsets, ids = np.asarray(layout.offsets, dtype=np.int64), np.asarray(layout.content.data, dtype=np.uint32)
-    assert offsets[0] == 0 and offsets[-1] == len(ids), "gigatoken gave a view"
-    return ids, offsets
-
-
-def _offsets(lengths: Sequence[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -22,6 +22,8 @@ fi
 
 echo "== tests"
 processes=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))')
+# runs that are killed at random moments, in each test of that kind
+export OPENLM_KILLS="${OPENLM_KILLS:-$([ -n "$fast" ] && echo 3 || echo 8)}"
 if [ -n "$fast" ]; then
   exec "$python" -m pytest -n "$processes" --dist loadfile -m "not slow" "$@"
 fi

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import io
 import mmap
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from open_lm.shards.members import READ_EXTENSIONS, split_name
+from open_lm.shards.members import READ_EXTENSIONS, npy_layout, split_name
 from open_lm.shards.tar import walk_headers
+from open_lm.shards.tar_stream import METADATA
 
 _BLOCK = 512
-_METADATA = re.compile(r"__[^/]*__($|/)")
 _NPY_HEADER = 256
 
 
@@ -84,7 +83,7 @@ def list_members(path: Path) -> Iterator[tuple[str, int, int]]:
         ValueError: not a tar, or a broken or truncated one.
     """
     for name, offset, size in _walk(path):
-        if not _METADATA.match(name):
+        if not METADATA.match(name):
             yield name, offset, size
 
 
@@ -185,20 +184,9 @@ def _read_npy_header(file: io.BufferedReader, path: Path, place: int, member: tu
     offset, size = member
     file.seek(offset)
     try:
-        header, shape, dtype = _parse_npy_header(file.read(min(size, _NPY_HEADER)))
+        header, (rows, length), dtype = npy_layout(file.read(min(size, _NPY_HEADER)))
     except ValueError as error:
-        raise ValueError(f"{path}, member {place + 1}: is no npy array of token sequences: {error}") from None
-    rows, length = shape if len(shape) == 2 else (1, shape[0])
+        raise ValueError(f"{path}, member {place + 1}: {error}") from None
     if header + rows * length * dtype.itemsize != size:
         raise ValueError(f"{path}, member {place + 1}: has {size} bytes, its npy header says {header + rows * length * dtype.itemsize}")
     return header, rows, length, dtype
-
-
-def _parse_npy_header(start: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
-    stream = io.BytesIO(start)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("its format version is not 1.0")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.kind not in "ui" or len(shape) not in (1, 2) or (fortran_order and len(shape) == 2):
-        raise ValueError(f"it holds {dtype} of shape {shape}; give integers, C order, [sequences, length]")
-    return stream.tell(), shape, dtype

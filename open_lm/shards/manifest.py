@@ -27,8 +27,10 @@ class ShardEntry:
         return json.dumps(values)
 
 
-def read_manifest(url: str) -> list[ShardEntry]:
+def read_manifest(url: str, flag: str = "--dataset-manifest") -> list[ShardEntry]:
     """All lines of a manifest; the last one may lack its newline, and the older key `num_chunks` is understood.
+
+    flag: which option named it, for messages.
 
     Raises:
         ValueError: unreadable, or a line that is no shard, with its number.
@@ -36,29 +38,28 @@ def read_manifest(url: str) -> list[ShardEntry]:
     try:
         lines = storage.read_bytes(url).decode("utf-8").splitlines()
     except FileNotFoundError:
-        raise ValueError(f"--dataset-manifest {url}: no such file; make one with python -m open_lm.shards.manifest") from None
+        raise ValueError(f"{flag} {url}: no such file; make one with python -m open_lm.shards.manifest") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--dataset-manifest {url}: can't be read: {error}") from None
-    entries = [_entry(url, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        raise ValueError(f"{flag} {url}: can't be read: {error}") from None
+    entries = [_entry(f"{flag} {url}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
-        raise ValueError(f"--dataset-manifest {url}: names no shard")
+        raise ValueError(f"{flag} {url}: names no shard")
     return entries
 
 
-def _entry(url: str, number: int, line: str) -> ShardEntry:
+def _entry(place: str, line: str) -> ShardEntry:
     try:
         values = json.loads(line)
         count = values["num_sequences"] if "num_sequences" in values else values["num_chunks"]
         optional = {k: values[k] for k in ("bytes", "sha256", "tokens_per_sequence") if values.get(k) is not None}
         return ShardEntry(str(values["shard"]), int(count), **optional)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--dataset-manifest {url}, line {number}: needs `shard` and `num_sequences`: {error!r}") from None
+        raise ValueError(f"{place}: needs `shard` and `num_sequences`: {error!r}") from None
 
 
 def write_manifest(path: str | Path, entries: Iterable[ShardEntry]) -> None:
-    """Write a whole manifest, or none."""
-    with storage.atomic_write(path, "w") as file:
-        file.writelines(entry.to_json() + "\n" for entry in entries)
+    """Write a whole manifest, or none. `path` may be remote."""
+    storage.write_bytes(str(path), "".join(entry.to_json() + "\n" for entry in entries).encode("utf-8"))
 
 
 def shard_url(manifest: str, entry: ShardEntry) -> str:
@@ -67,26 +68,7 @@ def shard_url(manifest: str, entry: ShardEntry) -> str:
     return storage.join(storage.parent(manifest), name)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line: manifests for local shards that have none."""
-    import argparse
-    import sys
-
-    from open_lm.shards.scan import make_manifests
-
-    parser = argparse.ArgumentParser(prog="python -m open_lm.shards.manifest", description="Write manifest.jsonl beside local shards.")
-    parser.add_argument("places", nargs="+", metavar="FOLDER_OR_SHARD", help="folders of .tar files, or .tar files")
-    parser.add_argument("--data-key", help="extension of the members that hold tokens (default: found from each shard)")
-    parser.add_argument("--overwrite", action="store_true", help="replace manifests that exist")
-    options = parser.parse_args(argv)
-    try:
-        for manifest in make_manifests(options.places, options.data_key, options.overwrite):
-            print(manifest)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
+    from open_lm.shards.manifest_command import main
+
     raise SystemExit(main())

@@ -1,72 +1,105 @@
-"""What a manifest says about local shards, found out from the shards themselves."""
+"""What a manifest says about shards, found out from the shards themselves: each is read once, as a stream, wherever it lies."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from open_lm.shards.index import list_members, read_index, token_extension
-from open_lm.shards.manifest import MANIFEST, ShardEntry, write_manifest
-from open_lm.shards.members import decode_member, split_name
+import numpy as np
 
-
-def first_key(path: Path) -> str | None:
-    """Extension of the token members, found from the first sample; None for a shard without samples."""
-    base, found = None, []
-    for name, _, _ in list_members(path):
-        split = split_name(name)
-        if split is None:
-            continue
-        if base is not None and (split[0] != base or split[1] in found):
-            break
-        base = split[0]
-        found.append(split[1])
-    return token_extension(found, str(path)) if found else None
+from open_lm import storage
+from open_lm.shards.index import token_extension
+from open_lm.shards.manifest import ShardEntry
+from open_lm.shards.members import decode_member
+from open_lm.shards.tar_stream import TarStream, samples
 
 
-def scan_shard(path: Path, key: str | None = None) -> ShardEntry:
-    """The manifest entry of a local shard: sequences, bytes, sha256 and the tokens of its first sequence.
+class TokenMember(NamedTuple):
+    """The member of a sample that holds its tokens."""
+
+    extension: str
+    name: str
+    data: bytes
+    others: int
+    """Further members of the sample."""
+
+
+def token_members(stream: TarStream, key: str | None, shard: str) -> Iterator[TokenMember]:
+    """The token members of a shard, in order.
+
+    Args:
+        key: their extension; default: found from the first sample.
+        shard: for messages.
+
+    Raises:
+        ValueError: not a shard, or a sample without the key.
+    """
+    for sample in samples(stream):
+        key = key or token_extension(sample, shard)
+        if key not in sample:
+            name = next(iter(sample.values())).name
+            raise ValueError(
+                f"--data-key {key}: the sample of {name} in {shard} has only {', '.join(sorted(sample))}; "
+                "name the extension that holds the tokens"
+            )
+        yield TokenMember(key, sample[key].name, sample[key].data, len(sample) - 1)
+
+
+def decode(member: TokenMember, shard: str, eot_id: int | None, length: int | None) -> np.ndarray:
+    """The sequences of a member, as `decode_member` gives them.
+
+    Args:
+        length: tokens of a sequence, where known.
+
+    Raises:
+        ValueError: no token sequences, or of another length, with shard and member.
+    """
+    try:
+        rows = decode_member(member.extension, member.data, eot_id)
+    except ValueError as error:
+        raise ValueError(f"{shard}, member {member.name}: {error}") from None
+    if length is not None and rows.shape[1] != length:
+        raise ValueError(
+            f"{shard}, member {member.name}: holds sequences of {rows.shape[1]} tokens, the first member of {length}; "
+            "a shard has sequences of one length"
+        )
+    return rows
+
+
+def scan_shard(url: str, key: str | None = None, thorough: bool = False) -> ShardEntry:
+    """The manifest entry of a shard: sequences, bytes, sha256, and the tokens of a sequence.
+
+    Args:
+        key: extension of the token members; default: found from the first sample.
+        thorough: decode every list of tokens, not the first one only.
 
     Raises:
         ValueError: not a shard, naming it.
+        OSError: can't be read.
     """
-    key = key or first_key(path)
-    index = read_index(path, key) if key else None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        length = index.length if index else None
-        if index and index.sequences and length is None:
-            file.seek(int(index.offsets[0]))
-            try:
-                length = decode_member(index.key, file.read(int(index.sizes[0])), eot_id=0).shape[1]
-            except ValueError as error:
-                raise ValueError(f"{path}, member {index.member_name(0)}: {error}") from None
-    return ShardEntry(path.name.removesuffix(".tar"), index.sequences if index else 0, path.stat().st_size, digest, length)
+    sequences, length = 0, None
+    with storage.open_read(url) as file:
+        stream = TarStream(file, url)
+        for member in token_members(stream, key, url):
+            if member.extension != "npy" and length is not None and not thorough:
+                sequences += 1
+                continue
+            rows = decode(member, url, 0, length)
+            sequences, length = sequences + len(rows), rows.shape[1]
+    return ShardEntry(url.rpartition("/")[2].removesuffix(".tar"), sequences, stream.size, stream.sha256, length)
 
 
-def make_manifests(places: Sequence[str], key: str | None = None, overwrite: bool = False) -> list[Path]:
-    """A manifest.jsonl in each folder of some shards.
-
-    Args:
-        places: folders, or tar files; of a folder all its *.tar in the order of their names.
-        key: extension of the token members; default: found from the first sample of each shard.
-
-    Returns:
-        The manifests written.
-
-    Raises:
-        ValueError: no shards there, not a shard, or a manifest exists already.
-    """
-    by_folder: dict[Path, list[Path]] = {}
-    for place in map(Path, places):
-        shards = sorted(place.glob("*.tar")) if place.is_dir() else [place]
-        if not shards or not all(shard.is_file() for shard in shards):
-            raise ValueError(f"{place}: no shards there; give folders of .tar files, or .tar files")
-        by_folder.setdefault(shards[0].parent, []).extend(shards)
-    for folder in by_folder:
-        if (folder / MANIFEST).exists() and not overwrite:
-            raise ValueError(f"{folder / MANIFEST}: exists; give --overwrite to replace it")
-    for folder, shards in by_folder.items():
-        write_manifest(folder / MANIFEST, [scan_shard(shard, key) for shard in shards])
-    return [folder / MANIFEST for folder in by_folder]
+def differences(told: ShardEntry, url: str, key: str | None = None) -> list[str]:
+    """What is wrong with a shard, measured by its manifest line; nothing for a good one. What the line leaves open is not compared."""
+    try:
+        found = scan_shard(url, key, thorough=True)
+    except FileNotFoundError:
+        return ["is missing"]
+    except (ValueError, OSError) as error:
+        return [" ".join(str(error).removeprefix(url).lstrip(":, ").split())]
+    names = {"bytes": "bytes", "sha256": "sha256", "num_sequences": "sequences", "tokens_per_sequence": "tokens a sequence"}
+    return [
+        f"has {getattr(found, field)} {words}, its manifest says {getattr(told, field)}"
+        for field, words in names.items()
+        if getattr(told, field) not in (None, getattr(found, field))
+    ]

@@ -1,226 +1,306 @@
-"""Text to shards, from beginning to end: list, plan, tokenize units, share out buckets, write shards, account for every token."""
+"""Text to shards, from beginning to end: list, plan, tokenize units, share out sequences, write shards, account for every token."""
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from open_lm import storage
-from open_lm.shards.manifest import MANIFEST, write_manifest
-from open_lm.tokenizer import FastEncoder, Tokenizer, load_tokenizer
-from open_lm.tokens import shuffle
-from open_lm.tokens.bucket import Bucket, BucketWork, Shard, do_bucket
-from open_lm.tokens.executor import Executor, LocalExecutor
-from open_lm.tokens.inputs import UNIT_BYTES, InputFile, Unit, is_long, list_inputs, plan_runs, plan_units
-from open_lm.tokens.layout import TOKENIZER, claim, remove_written, shards_folder
-from open_lm.tokens.options import InputOptions, LastSequence, OutputOptions, RunOptions, available_cores, validate
-from open_lm.tokens.pack import cut, pad
-from open_lm.tokens.progress import Progress
-from open_lm.tokens.read import text_bytes
-from open_lm.tokens.stats import Counts, add_up, write_stats
-from open_lm.tokens.unit import UnitResult, UnitWork, do_units, spill_rows
+from open_lm.shards import provenance
+from open_lm.shards.manifest import MANIFEST
+from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm.tokens import shuffle, stats
+from open_lm.tokens.claim import claim
+from open_lm.tokens.destination import PICTURE, STATS, TOKENIZER, Destination, destination
+from open_lm.tokens.estimate import Estimate, check_disk, estimate
+from open_lm.tokens.executor import LocalExecutor
+from open_lm.tokens.gather import Shard, ShardWork
+from open_lm.tokens.histogram import draw
+from open_lm.tokens.job import Identity, WorkFolder, identity, work_folder
+from open_lm.tokens.memory import MemoryPlan, default_limit, parse_size, plan_memory
+from open_lm.tokens.options import Options, available_cores, validate
+from open_lm.tokens.plan import plan_groups, text_bytes, unit_bytes
+from open_lm.tokens.reading.inputs import STDIN, InputFile, list_inputs
+from open_lm.tokens.reading.stdin import spool_stdin
+from open_lm.tokens.stages import Tokenized, tokenize, write
+from open_lm.tokens.stats import Counts
+from open_lm.tokens.unit import EncoderWork, UnitCounts, UnitWork, encoder_for
+from open_lm.tokens.warm import VARIABLE
 
 log = logging.getLogger(__name__)
+
+_LISTED_REFUSALS = 1000
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How a corpus is divided. Other sizes give another order of the same sequences; users don't choose them."""
 
-    unit_bytes: int = UNIT_BYTES
+    unit_bytes: int | None = None
     bucket_text_bytes: int = shuffle.BUCKET_TEXT_BYTES
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """What became of the tokens after the corpus's last whole sequence."""
+def preprocess(options: Options, sizes: Sizes = Sizes()) -> Counts | None:
+    """Make shards, manifests, provenance, statistics and a copy of the tokenizer; what a stopped run did already is not done again.
 
-    dropped: int
-    padding: int
-
-
-def preprocess(inputs: InputOptions, output: OutputOptions, run: RunOptions, sizes: Sizes = Sizes()) -> Counts:
-    """Make shards, manifests, statistics and a copy of the tokenizer.
+    Returns:
+        The counts; None for a dry run, which prints instead.
 
     Raises:
         ValueError: bad options or input, in lines that name flag, value and remedy.
-        RuntimeError: a worker process died.
+        RuntimeError: workers were killed again and again.
+        OSError: a file that can't be read or written.
     """
     started = time.monotonic()
-    validate(inputs, output, run)
-    files = list_inputs(inputs.input_files)
-    out = shards_folder(str(output.output_dir), output.seq_len)
-    claim(out, output.overwrite)
-    tokenizer = load_tokenizer(inputs.tokenizer, inputs.eot_token)
-    executor = LocalExecutor(run.num_workers or available_cores())
-    with _work_folder(run.temp_dir, out) as folder:
-        units = _plan(files, executor, sizes)
-        work = _unit_work(inputs, output, run, tokenizer, folder, len(units) + 1, _bucket_count(files, sizes))
-        log.info("%d files, %d units, %d buckets, %s, %d workers", len(files), len(units), work.buckets, work.engine, executor.workers)
-        results = _do_all_units(work, units, executor, inputs.max_bad_fraction, sizes)
-        bucket_sizes, leftover = _spill_tails(work, results, output.last_sequence, tokenizer.eot_id)
-        _expect_sequences(results, bucket_sizes, work.length)
-        remove_written(out)
-        shards = _write_shards(_bucket_work(work, output, out), bucket_sizes, executor)
-    counts = Counts(
-        input_files=len(files),
-        input_bytes=sum(file.size for file in files),
-        sequences=sum(shard.entry.num_sequences for shard in shards),
-        tokens_per_sequence=work.length,
-        dropped_tokens=leftover.dropped,
-        padding_tokens=leftover.padding,
-        shards=len(shards),
-        seconds=round(time.monotonic() - started, 3),
-        **add_up(results),
-    )
-    counts.assert_whole()
-    _finish(out, shards, output, tokenizer, work, counts)
+    validate(options)
+    with ExitStack() as stack:
+        folder = WorkFolder(_work_folder(options, stack))
+        if not options.run.dry_run:
+            stack.enter_context(folder.locked())
+        files = _list(options, folder)
+        tokenizer = load_tokenizer(options.tokenizer.tokenizer, options.tokenizer.eot_token)
+        memory = _plan_memory(options, files, tokenizer)
+        wanted = identity(_deciding(options, tokenizer, sizes), files)
+        places = destination(options.output.output_dir, options.output.seq_len, options.s3_base, folder.path / "upload")
+        if not options.run.dry_run:
+            finished = claim(folder, places, wanted, files, options.output.overwrite, options.output.resume)
+            if finished is not None:
+                return finished
+        encoder = _encoder_work(options, tokenizer, folder)
+        executor = stack.enter_context(LocalExecutor(memory.workers, ["open_lm.tokens.warm"], {VARIABLE: json.dumps(asdict(encoder))}))
+        executor.start()
+        work = _unit_work(options, files, encoder, tokenizer, memory, folder, sizes)
+        expected = _estimate(options, files, work, memory, folder, places)
+        if options.run.dry_run:
+            print(_plan_in_words(options, files, work, memory, expected, places))
+            return None
+        groups = plan_groups(files, work.unit_bytes)
+        executor.wait()
+        ready = time.monotonic()
+        tokenized = tokenize(work, groups, executor, memory.workers, expected.tokens, options.output.last_sequence, tokenizer.eot_id)
+        _check_refused(tokenized.counts, options.input.max_bad_fraction)
+        _make_room(folder, places)
+        shards = write(_shard_work(options, work, places), tokenized.bucket_sizes, options.output.shard_size, executor, expected.ratio)
+        counts = _count(files, tokenized, shards, work.length, ready - started, time.monotonic() - ready)
+        counts.assert_whole()
+        _finish(options, places, files, shards, tokenizer, work, counts, tokenized, wanted)
+        folder.remove()
     return counts
 
 
-@contextmanager
-def _work_folder(temp_dir: str | None, out: Path) -> Iterator[str]:
-    parent = Path(temp_dir).expanduser() if temp_dir else out.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{out.name}-work-", dir=parent)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _work_folder(options: Options, stack: ExitStack) -> Path:
+    if options.run.dry_run:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    root = destination(options.output.output_dir, options.output.seq_len, options.s3_base, Path()).root
+    return work_folder(root, options.run.temp_dir)
 
 
-def _plan(files: Sequence[InputFile], executor: Executor, sizes: Sizes) -> list[Unit]:
-    long = [file for file in files if is_long(file, sizes.unit_bytes) and file.compression]
-    measured: dict[str, int] = {}
-    if long:
-        with Progress("measuring long files", len(long), "file") as progress:
-            for index, size in executor.map(text_bytes, long):
-                measured[long[index].path] = size
-                progress.add(1, long[index].path)
-    return plan_units(files, measured, sizes.unit_bytes)
+def _list(options: Options, folder: WorkFolder) -> list[InputFile]:
+    """The input files; standard input is copied into the work folder, so that it can be read more than once."""
+    patterns = options.input.input_files
+    if STDIN not in patterns:
+        return list_inputs(patterns)
+    if options.run.dry_run:
+        raise ValueError("--dry-run: can't look at standard input without reading it; name files")
+    return list_inputs(patterns, spool_stdin(folder.path))
 
 
-def _bucket_count(files: Sequence[InputFile], sizes: Sizes) -> int:
-    return shuffle.bucket_count(sum(file.text_bytes for file in files), sizes.bucket_text_bytes)
+def _plan_memory(options: Options, files: Sequence[InputFile], tokenizer: Tokenizer) -> MemoryPlan:
+    wanted = options.run.num_workers or available_cores()
+    limit = parse_size(options.run.memory_limit) if options.run.memory_limit else default_limit(wanted)
+    memory = plan_memory(limit, wanted, len(files), tokenizer.vocab_size > 1 << 16)
+    if memory.workers < wanted:
+        log.warning("--memory-limit %.1f GB: room for %d of %d workers", limit / 1e9, memory.workers, wanted)
+    return memory
 
 
-def _unit_work(
-    inputs: InputOptions, output: OutputOptions, run: RunOptions, tokenizer: Tokenizer, folder: str, units: int, buckets: int
-) -> UnitWork:
-    encoder = FastEncoder(tokenizer, inputs.tokenizer_engine)
-    if encoder.reason:
-        log.info("tokenizing with tokenizers: %s", encoder.reason)
-    file = Path(folder) / TOKENIZER
+def _deciding(options: Options, tokenizer: Tokenizer, sizes: Sizes) -> dict[str, Any]:
+    """The options that decide the bytes of the output, by flag; the engine doesn't, its ids are the same."""
+    topics = {**asdict(options.input), **asdict(options.tokenizer), **asdict(options.output)}
+    indifferent = (
+        "input_files",
+        "tokenizer_engine",
+        "verify",
+        "output_dir",
+        "upload_to_s3",
+        "overwrite",
+        "resume",
+        "tokenizer",
+        "eot_token",
+    )
+    chosen = {f"--{name.replace('_', '-')}": value for name, value in topics.items() if name not in indifferent}
+    return {**chosen, "--tokenizer": tokenizer.sha256, "--eot-token": tokenizer.eot_token, "sizes": asdict(sizes)}
+
+
+def _encoder_work(options: Options, tokenizer: Tokenizer, folder: WorkFolder) -> EncoderWork:
+    file = folder.path / TOKENIZER
     file.write_text(tokenizer.json_text, encoding="utf-8")
-    return UnitWork(
+    chosen = options.tokenizer
+    return EncoderWork(
         tokenizer_file=str(file),
         tokenizer_name=tokenizer.name,
         eot_token=tokenizer.eot_token,
-        engine=encoder.engine,
-        text_key=inputs.text_key,
-        length=output.seq_len + 1,
-        wide=tokenizer.vocab_size > 1 << 16,
-        units=units,
-        buckets=buckets,
-        shuffle=run.shuffle,
-        seed=run.seed,
-        folder=folder,
+        engine=chosen.tokenizer_engine,
+        escape_special=chosen.escape_special,
+        verify=chosen.verify,
+        normalize=chosen.normalize,
+        bos_id=tokenizer.bos_id() if chosen.bos else None,
     )
 
 
-def _bucket_work(work: UnitWork, output: OutputOptions, out: Path) -> BucketWork:
-    return BucketWork(
+def _unit_work(
+    options: Options,
+    files: Sequence[InputFile],
+    encoder: EncoderWork,
+    tokenizer: Tokenizer,
+    memory: MemoryPlan,
+    folder: WorkFolder,
+    sizes: Sizes,
+) -> UnitWork:
+    text = sum(map(text_bytes, files))
+    size = sizes.unit_bytes or unit_bytes(text)
+    return UnitWork(
+        encoder=encoder,
+        text_key=options.input.text_key,
+        length=options.output.seq_len + 1,
+        wide=tokenizer.vocab_size > 1 << 16,
+        unit_bytes=size,
+        groups=len(plan_groups(files, size)),
+        buckets=shuffle.bucket_count(text, sizes.bucket_text_bytes),
+        shuffle=options.output.shuffle,
+        seed=options.output.seed,
+        strict=options.input.max_bad_fraction == 0,
+        folder=str(folder.path),
+        large_bytes=memory.large_bytes,
+    )
+
+
+def _estimate(
+    options: Options, files: Sequence[InputFile], work: UnitWork, memory: MemoryPlan, folder: WorkFolder, places: Destination
+) -> Estimate:
+    """What it will come to. Raises ValueError when the disks have no room for it."""
+    encoder = encoder_for(work.encoder)
+    if encoder.reason:
+        log.info("tokenizing with tokenizers: %s", encoder.reason)
+    itemsize = work.dtype().itemsize
+    expected = estimate(files, work.encoder, work.text_key, memory.workers, work.length, itemsize, options.output.format)
+    needs = [("--temp-dir", folder.path, expected.temporary)]
+    if not places.remote:
+        needs.append(("--output-dir", Path(places.root), expected.output))
+    if not options.run.dry_run:
+        done = sum(file.stat().st_size for file in folder.path.glob("*.spill"))
+        check_disk([(flag, path, max(0, size - (done if flag == "--temp-dir" else 0))) for flag, path, size in needs])
+    return expected
+
+
+def _plan_in_words(
+    options: Options, files: Sequence[InputFile], work: UnitWork, memory: MemoryPlan, expected: Estimate, places: Destination
+) -> str:
+    """What a run would do."""
+    size = options.output.shard_size
+    rows = [
+        ("input files", f"{len(files):,}"),
+        ("stored bytes", f"{sum(file.size for file in files):,}"),
+        ("text bytes, about", f"{expected.text:,}"),
+        ("tokens, about", f"{expected.tokens:,}"),
+        (f"sequences of {work.length}, about", f"{expected.sequences:,}"),
+        ("shards, about", f"{-(-expected.sequences // size):,}"),
+        (f"bytes of {options.output.format} shards, about", f"{expected.output:,}"),
+        ("temporary bytes, about", f"{expected.temporary:,}"),
+        ("workers", f"{memory.workers}"),
+        ("units, about", f"{max(work.groups, -(-expected.text // work.unit_bytes)):,}"),
+        ("engine", encoder_for(work.encoder).engine),
+        ("seconds, about", f"{expected.seconds:,.0f}"),
+    ]
+    lines = [f"{name:<32} {value:>20}" for name, value in rows]
+    return "\n".join([*lines, f"output in {places.root}", "nothing was written (--dry-run)"])
+
+
+def _check_refused(counts: UnitCounts, allowed: float) -> None:
+    read = counts.refused + counts.documents
+    if counts.refused > allowed * read:
+        said = f"{counts.refused} of {read} documents were refused, the first is {counts.refusals[0]}"
+        raise ValueError(f"--max-bad-fraction {allowed}: {said}; mend them or allow more")
+
+
+def _make_room(folder: WorkFolder, places: Destination) -> None:
+    """Once: remove what another command wrote into the output folder (--overwrite)."""
+    if not folder.writing:
+        places.clear()
+        folder.note_writing()
+
+
+def _shard_work(options: Options, work: UnitWork, places: Destination) -> ShardWork:
+    return ShardWork(
         folder=work.folder,
-        out=str(out),
-        units=work.units,
+        destination=places,
         buckets=work.buckets,
         length=work.length,
         wide=work.wide,
         shuffle=work.shuffle,
         seed=work.seed,
-        format=output.format,
-        shard_size=output.shard_size,
-        consumers=output.num_consumers,
+        format=options.output.format,
+        consumers=options.output.num_consumers,
     )
 
 
-def _do_all_units(work: UnitWork, units: Sequence[Unit], executor: Executor, max_bad: float, sizes: Sizes) -> list[UnitResult]:
-    """Results in the order of the units. Raises ValueError when more documents are refused than allowed."""
-    results: list[UnitResult] = []
-    tokens = 0
-    tasks = [(work, run) for run in plan_runs(units, sizes.unit_bytes)]
-    with Progress("tokenizing", len(units), "unit") as progress:
-        for _, some in executor.map(do_units, tasks):
-            for result in some:
-                for refusal in result.refusals:
-                    log.warning("refused: --input-files %s", refusal)
-                if result.refused and max_bad == 0:
-                    raise ValueError(f"--input-files {result.refusals[0]}; mend it, or let such documents pass with --max-bad-fraction")
-                tokens += result.tokens
-            results += some
-            progress.add(len(some), f"{tokens / 1e6:.1f} Mtok")
-    results.sort(key=lambda result: result.index)
-    refused, read = sum(r.refused for r in results), sum(r.documents for r in results)
-    if refused > max_bad * (refused + read):
-        first = next(r.refusals[0] for r in results if r.refused)
-        share = f"{refused} of {refused + read} documents were refused"
-        raise ValueError(f"--max-bad-fraction {max_bad}: {share}, the first is {first}; mend them or allow more")
-    return results
+def _count(
+    files: Sequence[InputFile], tokenized: Tokenized, shards: Sequence[Shard], length: int, startup: float, seconds: float
+) -> Counts:
+    found = tokenized.counts
+    return Counts(
+        input_files=len(files),
+        input_bytes=sum(file.size for file in files),
+        documents_read=found.documents,
+        documents_refused=found.refused,
+        characters=found.characters,
+        utf8_bytes=found.utf8_bytes,
+        tokens=found.tokens,
+        tokens_without_eot=found.tokens - found.documents,
+        checked_tokens=found.checked_tokens,
+        checking_seconds=round(found.checking_seconds, 3),
+        worker_seconds=round(found.seconds, 3),
+        sequences=sum(shard.entry.num_sequences for shard in shards),
+        tokens_per_sequence=length,
+        dropped_tokens=tokenized.leftover.dropped,
+        padding_tokens=tokenized.leftover.padding,
+        shards=len(shards),
+        shard_bytes=sum(shard.entry.bytes or 0 for shard in shards),
+        startup_seconds=round(startup, 3),
+        seconds=round(seconds, 3),
+    )
 
 
-def _spill_tails(work: UnitWork, results: Sequence[UnitResult], last: LastSequence, eot_id: int) -> tuple[np.ndarray, Leftover]:
-    """The tails of all units, in their order, as one more unit. Returns the sequences of each bucket, and what is left over."""
-    rows, rest = cut(np.concatenate([np.empty(0, work.dtype), *(result.tail for result in results)]), work.length)
-    leftover = Leftover(len(rest), 0)
-    if len(rest) and last == "pad":
-        rows = np.concatenate([rows, pad(rest, work.length, eot_id)])
-        leftover = Leftover(0, work.length - len(rest))
-    sizes = spill_rows(work, work.units - 1, rows)
-    for result in results:
-        sizes = sizes + result.bucket_sizes
-    return sizes, leftover
-
-
-def _expect_sequences(results: Sequence[UnitResult], bucket_sizes: np.ndarray, length: int) -> None:
-    if not bucket_sizes.sum():
-        tokens = sum(result.tokens for result in results)
-        remedy = "give more text, --last-sequence pad, or a smaller --seq-len"
-        raise ValueError(f"--input-files: hold {tokens} tokens, and a sequence needs {length}; {remedy}")
-
-
-def _write_shards(work: BucketWork, bucket_sizes: np.ndarray, executor: Executor) -> list[Shard]:
-    """All shards, in the order of their numbers."""
-    firsts = shuffle.first_shards(bucket_sizes, work.shard_size)
-    tasks = [(work, Bucket(i, int(size), int(firsts[i]))) for i, size in enumerate(bucket_sizes) if size]
-    shards: list[Shard] = []
-    with Progress("writing", int(firsts[-1]), "shard") as progress:
-        for _, some in executor.map(do_bucket, tasks):
-            shards += some
-            progress.add(len(some), f"{sum(shard.entry.bytes or 0 for shard in shards) / 1e6:.0f} MB")
-    shards.sort(key=lambda shard: shard.number)
-    assert [shard.number for shard in shards] == list(range(firsts[-1]))
-    return shards
-
-
-def _finish(out: Path, shards: Sequence[Shard], output: OutputOptions, tokenizer: Tokenizer, work: UnitWork, counts: Counts) -> None:
-    """Manifests, the tokenizer, and last the statistics."""
-    for consumer in range(min(output.num_consumers, len(shards))):
-        write_manifest(out / str(consumer) / MANIFEST, [shard.entry for shard in shards[consumer :: output.num_consumers]])
-    with storage.atomic_write(out / TOKENIZER, "w") as file:
-        file.write(tokenizer.json_text)
+def _finish(
+    options: Options,
+    places: Destination,
+    files: Sequence[InputFile],
+    shards: Sequence[Shard],
+    tokenizer: Tokenizer,
+    work: UnitWork,
+    counts: Counts,
+    tokenized: Tokenized,
+    wanted: Identity,
+) -> None:
+    """Manifests, the list of input files, the tokenizer, the picture, and last the statistics."""
+    consumers = options.output.num_consumers
+    for consumer in range(min(consumers, len(shards))):
+        lines = "".join(shard.entry.to_json() + "\n" for shard in shards[consumer::consumers])
+        places.put(f"{consumer}/{MANIFEST}", lines.encode())
+    places.put(f"{provenance.FOLDER}/{provenance.FILES}", provenance.files_to_bytes((f.path, f.size, f.stamp) for f in files))
+    places.put(TOKENIZER, tokenizer.json_text.encode())
+    places.put(PICTURE, draw(tokenized.counts.lengths, counts, tokenized.counts.documents_of_sequences))
     more = {
-        "seq_len": output.seq_len,
-        "format": output.format,
+        "seq_len": options.output.seq_len,
+        "format": options.output.format,
         "seed": work.seed if work.shuffle else None,
         "tokenizer": {
             "name": tokenizer.name,
@@ -228,8 +308,12 @@ def _finish(out: Path, shards: Sequence[Shard], output: OutputOptions, tokenizer
             "vocab_size": tokenizer.vocab_size,
             "eot_token": tokenizer.eot_token,
             "eot_id": tokenizer.eot_id,
-            "engine": work.engine,
+            "engine": encoder_for(work.encoder).engine,
         },
+        "document_lengths": tokenized.counts.lengths.to_json(),
+        "documents_of_sequences": tokenized.counts.documents_of_sequences.to_json(),
+        "refusals": tokenized.counts.refusals[:_LISTED_REFUSALS],
         "command": shlex.join(sys.argv),
+        "job": wanted.to_json(),
     }
-    write_stats(out, counts, more)
+    places.put(STATS, stats.to_json(counts, more))

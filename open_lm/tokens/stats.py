@@ -5,15 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from open_lm import storage
-from open_lm.tokens.unit import UnitResult
-
-STATS = "stats.json"
 
 
 @dataclass(frozen=True)
@@ -27,15 +20,25 @@ class Counts:
     characters: int
     utf8_bytes: int
     tokens: int
-    """One end of text after each document included; padding not."""
+    """One end of text after each document included, and begins of text where asked for; padding not."""
     tokens_without_eot: int
     checked_tokens: int
+    """Compared with the reference tokenizer."""
+    checking_seconds: float
+    """Of all workers."""
+    worker_seconds: float
+    """Of all workers in units, checking included."""
     sequences: int
     tokens_per_sequence: int
     dropped_tokens: int
+    """After the last whole sequence of the corpus."""
     padding_tokens: int
     shards: int
+    shard_bytes: int
+    startup_seconds: float
+    """From the first line of this program to the first unit: listing, tokenizer, workers."""
     seconds: float
+    """After that. Of the run that ended the job, where it was stopped before."""
 
     @property
     def bytes_per_token(self) -> float:
@@ -49,30 +52,19 @@ class Counts:
         assert self.tokens == self.tokens_without_eot + self.documents_read, f"ends of text lost or doubled: {self}"
 
 
-def add_up(results: Iterable[UnitResult]) -> dict[str, int]:
-    """The counts of all units under the names of `Counts`."""
-    names = ("documents", "refused", "characters", "utf8_bytes", "tokens", "checked_tokens")
-    sums = dict.fromkeys(names, 0)
-    for result in results:
-        for name in names:
-            sums[name] += getattr(result, name)
-    return {
-        "documents_read": sums["documents"],
-        "documents_refused": sums["refused"],
-        "characters": sums["characters"],
-        "utf8_bytes": sums["utf8_bytes"],
-        "tokens": sums["tokens"],
-        "tokens_without_eot": sums["tokens"] - sums["documents"],
-        "checked_tokens": sums["checked_tokens"],
-    }
-
-
-def write_stats(folder: Path, counts: Counts, more: dict[str, Any]) -> None:
-    """Write stats.json: the counts, bytes per token, versions, and `more`."""
+def to_json(counts: Counts, more: dict[str, Any]) -> bytes:
+    """stats.json: the counts, bytes per token, versions, and `more`."""
     values = {**dataclasses.asdict(counts), "bytes_per_token": counts.bytes_per_token, **more, "versions": _versions()}
-    with storage.atomic_write(folder / STATS, "w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
+    return json.dumps(values, indent=2).encode() + b"\n"
+
+
+def from_json(data: bytes) -> tuple[Counts, dict[str, Any]]:
+    """The counts, and everything in the file. Raises ValueError for a file of another kind."""
+    try:
+        values = json.loads(data)
+        return Counts(**{field.name: values[field.name] for field in dataclasses.fields(Counts)}), values
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"is no stats.json of this program: {error!r}") from None
 
 
 def _versions() -> dict[str, str]:
@@ -91,21 +83,27 @@ def _versions() -> dict[str, str]:
 
 def table(counts: Counts) -> str:
     """The figures as lines of text."""
-    rate = counts.tokens / counts.seconds / 1e6 if counts.seconds else 0.0
+    seconds = max(counts.seconds, 1e-9)
+    checked = counts.checking_seconds / counts.worker_seconds if counts.worker_seconds else 0.0
     rows: list[tuple[str, str]] = [
+        ("input files", f"{counts.input_files:,}"),
         ("documents read", f"{counts.documents_read:,}"),
         ("documents refused", f"{counts.documents_refused:,}"),
         ("characters", f"{counts.characters:,}"),
         ("UTF-8 bytes", f"{counts.utf8_bytes:,}"),
         ("tokens, with ends of text", f"{counts.tokens:,}"),
         ("tokens compared with tokenizers", f"{counts.checked_tokens:,}"),
+        ("share of the work for that", f"{checked:.1%}"),
         (f"sequences of {counts.tokens_per_sequence}", f"{counts.sequences:,}"),
         ("shards", f"{counts.shards:,}"),
+        ("bytes of shards", f"{counts.shard_bytes:,}"),
         ("tokens dropped at the end", f"{counts.dropped_tokens:,}"),
         ("tokens of padding", f"{counts.padding_tokens:,}"),
         ("bytes a token", f"{counts.bytes_per_token:.3f}"),
-        ("seconds", f"{counts.seconds:.1f}"),
-        ("Mtok/s", f"{rate:.2f}"),
+        ("seconds to start", f"{counts.startup_seconds:.1f}"),
+        ("seconds of work", f"{counts.seconds:.1f}"),
+        ("Mtok/s", f"{counts.tokens / seconds / 1e6:.2f}"),
+        ("MB/s of text", f"{counts.utf8_bytes / seconds / 1e6:.1f}"),
     ]
     whole = (
         f"{counts.sequences:,} x {counts.tokens_per_sequence} + {counts.dropped_tokens:,} dropped"

@@ -1,155 +1,265 @@
-"""A unit's task: its documents to ids, packed sequences and a spill file. The result depends on the unit and `UnitWork` alone."""
+"""A unit's task: its documents to ids, sequences and a spill. The result depends on the unit and `UnitWork` alone."""
 
 from __future__ import annotations
 
 import functools
+import json
+import time
+import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from open_lm.tokenizer import Engine, FastEncoder, Tokenizer
+from open_lm import storage
+from open_lm.fast_tokenizer import Difference, FastEncoder
+from open_lm.tokenizer import Engine, Tokenizer
 from open_lm.tokens import shuffle
-from open_lm.tokens.inputs import Unit
-from open_lm.tokens.pack import cut, end_documents
-from open_lm.tokens.read import Document, Place, Reader, Refused
-from open_lm.tokens.spill import spill_path, write_spill
+from open_lm.tokens.large import LargeDocuments
+from open_lm.tokens.lengths import Lengths
+from open_lm.tokens.pieces import PIECE, Packer, Rows
+from open_lm.tokens.plan import Group, Stretch, block_part
+from open_lm.tokens.reading.batch import Batch, place_of
+from open_lm.tokens.reading.inputs import InputFile, Part
+from open_lm.tokens.reading.reader import Reader
+from open_lm.tokens.spill import SpillWriter, spill_path
 
-_BATCH_CHARACTERS = 2 << 20
-_BATCH_DOCUMENTS = 20_000
-_NAMED_REFUSALS = 20
+SEGMENT_TOKENS = 16 << 20
+"""Tokens that a worker gathers before it writes them to its spill."""
+NAMED_REFUSALS = 20
+DIFFERENCE = "tokenizer-difference.json"
+
+_HISTOGRAMS = ("lengths", "documents_of_sequences")
 
 
 @dataclass(frozen=True)
-class UnitWork:
-    """What all units of a corpus share."""
+class EncoderWork:
+    """How texts become ids."""
 
     tokenizer_file: str
     """A tokenizer.json."""
     tokenizer_name: str
     eot_token: str
     engine: Engine
+    escape_special: bool
+    verify: bool
+    normalize: Literal["none", "nfc"]
+    bos_id: int | None
+    """Put before every document."""
+
+
+@dataclass(frozen=True)
+class UnitWork:
+    """What all units of a corpus share."""
+
+    encoder: EncoderWork
     text_key: str
     length: int
     """Tokens of a stored sequence, seq_len + 1."""
     wide: bool
     """Ids are uint32, else uint16."""
-    units: int
+    unit_bytes: int
+    groups: int
     buckets: int
     shuffle: bool
     seed: int
+    strict: bool
+    """The first refused document is an error."""
     folder: str
     """Where spills are written."""
+    large_bytes: int
+    """Memory for documents beyond 8 MiB, held by one worker at a time."""
 
     @property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
         return np.uint32 if self.wide else np.uint16
 
 
-@dataclass(frozen=True)
-class UnitResult:
+@dataclass
+class UnitCounts:
     """What became of a unit. Counts add up over units."""
 
-    index: int
-    documents: int
-    characters: int
-    utf8_bytes: int
-    tokens: int
-    """Ends of text included."""
-    checked_tokens: int
-    """Compared with the reference tokenizer."""
-    refused: int
-    refusals: tuple[str, ...]
-    """The first of the refused documents: file, line, why."""
-    bucket_sizes: np.ndarray
-    """int64 [buckets]: sequences spilled for each."""
-    tail: np.ndarray
-    """Tokens after the last whole sequence, fewer than a sequence."""
-
-
-@dataclass
-class _Counts:
     documents: int = 0
+    refused: int = 0
+    refusals: list[str] = field(default_factory=list)
+    """The first of the refused documents: file, line, why."""
     characters: int = 0
     utf8_bytes: int = 0
     tokens: int = 0
+    """Begins and ends of text included."""
     checked_tokens: int = 0
-    refused: int = 0
-    refusals: list[str] = field(default_factory=list)
+    """Compared with the reference tokenizer."""
+    checking_seconds: float = 0.0
+    seconds: float = 0.0
+    lengths: Lengths = field(default_factory=Lengths)
+    """Of the documents, in tokens."""
+    documents_of_sequences: Lengths = field(default_factory=Lengths)
+    """How many documents have tokens in each sequence."""
+    last: bool = True
+    """Nothing of the group comes after this unit."""
+
+    def add(self, other: UnitCounts) -> None:
+        """Add another unit's."""
+        for name in (
+            "documents",
+            "refused",
+            "refusals",
+            "characters",
+            "utf8_bytes",
+            "tokens",
+            "checked_tokens",
+            "checking_seconds",
+            "seconds",
+        ):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.lengths = self.lengths + other.lengths
+        self.documents_of_sequences = self.documents_of_sequences + other.documents_of_sequences
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), **{name: getattr(self, name).to_json() for name in _HISTOGRAMS}}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> UnitCounts:
+        return UnitCounts(**{**values, **{name: Lengths.from_json(values[name]) for name in _HISTOGRAMS}})
+
+
+class TokenizerDifference(ValueError):
+    """A document whose ids differ from the reference tokenizer's; what is needed to look into it lies in `file`."""
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(file: str, name: str, eot_token: str, engine: Engine) -> FastEncoder:
-    return FastEncoder(Tokenizer(Path(file).read_text(encoding="utf-8"), name, eot_token), engine)
+def encoder_for(work: EncoderWork) -> FastEncoder:
+    """The process's one encoder."""
+    tokenizer = Tokenizer(Path(work.tokenizer_file).read_text(encoding="utf-8"), work.tokenizer_name, work.eot_token)
+    return FastEncoder(tokenizer, work.engine, escape_special=work.escape_special, verify=work.verify)
 
 
-def do_units(task: tuple[UnitWork, tuple[Unit, ...]]) -> list[UnitResult]:
-    """Do some units, one after another.
+def do_stretch(task: tuple[UnitWork, Stretch]) -> int:
+    """Do some units of one group, one after another; each leaves its spill. Returns how many.
 
     Raises:
-        ValueError: damaged compressed data, or a document whose ids differ from the reference tokenizer's.
+        ValueError: damaged data, a refused document where none is allowed, a document whose ids differ from the reference's.
     """
-    work, units = task
-    with Reader(work.text_key) as reader:
-        return [_do_unit(work, unit, reader) for unit in units]
+    work, stretch = task
+    group, done = stretch.group, 0
+    block = stretch.first
+    with LargeDocuments(work.folder, work.large_bytes) as large, Reader(work.text_key, large.grow) as reader:
+        while stretch.stop is None or block < stretch.stop:
+            if block not in stretch.done:
+                unit = _Unit(work, group, block, reader, large)
+                if not unit.exists():
+                    break
+                unit.do()
+                done += 1
+                if unit.counts.last:
+                    break
+            block += stretch.step
+    return done
 
 
-def _do_unit(work: UnitWork, unit: Unit, reader: Reader) -> UnitResult:
-    encoder = _encoder(work.tokenizer_file, work.tokenizer_name, work.eot_token, work.engine)
-    counts = _Counts()
-    streams = [_encode(batch, encoder, counts, work) for batch in _batches(unit, reader, counts)]
-    stream = np.concatenate(streams) if streams else np.empty(0, work.dtype)
-    del streams
-    rows, tail = cut(stream, work.length)
-    sizes = spill_rows(work, unit.index, rows)
-    named = {**vars(counts), "refusals": tuple(counts.refusals)}
-    return UnitResult(index=unit.index, bucket_sizes=sizes, tail=tail.copy(), **named)
+class _Unit:
+    """One unit on its way to its spill."""
+
+    def __init__(self, work: UnitWork, group: Group, block: int, reader: Reader, large: LargeDocuments):
+        self._work, self._group, self._block, self._reader, self._large = work, group, block, reader, large
+        self.counts = UnitCounts()
+        self._encoder = encoder_for(work.encoder)
+        self._packer = Packer(work.length, work.dtype, max(1, SEGMENT_TOKENS // work.length))
+        self._sequences = 0
+
+    def exists(self) -> bool:
+        """False for a block that would begin after the end of the text."""
+        if not self._group.long or self._block == 0:
+            return True
+        return self._reader.holds(block_part(self._group.files[0], self._block, self._work.unit_bytes))
+
+    def do(self) -> None:
+        """Read, encode, pack and spill."""
+        started = time.monotonic()
+        writer = SpillWriter(spill_path(self._work.folder, self._group.index, self._block), self._work.buckets)
+        try:
+            for number, part in self._parts():
+                for batch in self._reader.batches(part):
+                    self._take(batch, number, writer)
+                    del batch
+                    self._large.release()
+            rows, tail, pieces = self._packer.finish()
+            self._spill(rows, writer)
+            if self._group.long:
+                self.counts.last = self._reader.ended(part)
+            self.counts.seconds = time.monotonic() - started
+            writer.close(tail, pieces, self.counts.to_json())
+        except BaseException as error:
+            writer.abandon(error)
+            raise
+
+    def _parts(self) -> Iterator[tuple[int, Part]]:
+        """Numbers of files in the corpus, and what of them is read."""
+        files = self._group.files
+        if self._group.long:
+            yield self._group.first_file, block_part(files[0], self._block, self._work.unit_bytes)
+        else:
+            yield from ((number, Part(file)) for number, file in enumerate(files, self._group.first_file))
+
+    def _take(self, batch: Batch, file_number: int, writer: SpillWriter) -> None:
+        counts = self.counts
+        for refused in batch.refused:
+            named = str(refused) if len(counts.refusals) < NAMED_REFUSALS else ""
+            if self._work.strict:
+                raise ValueError(f"--input-files {named}; mend it, or let such documents pass with --max-bad-fraction")
+            counts.refused += 1
+            counts.refusals += [named] if named else []
+        if not batch.texts:
+            return
+        counts.documents += len(batch.texts)
+        counts.characters += sum(map(len, batch.texts))
+        counts.utf8_bytes += sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text in batch.texts)
+        stream, lengths = self._encode(batch)
+        counts.tokens += len(stream)
+        counts.lengths = counts.lengths + Lengths.of(lengths)
+        pieces = np.zeros(len(lengths), PIECE)
+        pieces["file"], pieces["at"], pieces["length"] = file_number, batch.at, lengths
+        for rows in self._packer.add(stream, pieces):
+            self._spill(rows, writer)
+
+    def _encode(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a batch with begins and ends of text, [total], and tokens of each document, [documents]."""
+        encoder, work = self._encoder, self._work
+        texts = batch.texts
+        if work.encoder.normalize == "nfc":
+            texts = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
+        documents = encoder.encode_documents(texts, work.dtype, work.encoder.bos_id)
+        before = encoder.checking_seconds
+        checked, difference = encoder.check_documents(texts, documents, work.seed)
+        self.counts.checking_seconds += encoder.checking_seconds - before
+        if difference is not None:
+            raise TokenizerDifference(_write_difference(work.folder, batch.file, batch.at[difference.index], difference))
+        self.counts.checked_tokens += checked
+        return documents.tokens, np.diff(documents.offsets)
+
+    def _spill(self, rows: Rows, writer: SpillWriter) -> None:
+        count = len(rows.tokens)
+        if not count:
+            return
+        work = self._work
+        if work.shuffle:
+            unit = self._group.index, self._block
+            bucket_of = shuffle.buckets_of_unit(work.seed, unit, self._sequences, count, work.buckets)
+        else:
+            bucket_of = np.full(count, shuffle.bucket_in_order(self._group.index, work.groups, work.buckets))
+        self._sequences += count
+        self.counts.documents_of_sequences += Lengths.of(np.diff(rows.ends, prepend=0))
+        writer.add(rows, bucket_of)
 
 
-def spill_rows(work: UnitWork, index: int, rows: np.ndarray) -> np.ndarray:
-    """Spill sequences [n, length] of the unit `index` to their buckets; returns int64 [buckets], sequences in each."""
-    if work.shuffle:
-        bucket_of = shuffle.buckets_of_unit(work.seed, index, len(rows), work.buckets)
-    else:
-        bucket_of = np.full(len(rows), shuffle.bucket_in_order(index, work.units, work.buckets))
-    return write_spill(spill_path(work.folder, index), rows, bucket_of, work.buckets)
-
-
-def _batches(unit: Unit, reader: Reader, counts: _Counts) -> Iterator[list[Document]]:
-    """Documents in lots of about 2 Mi characters; refused ones are counted and named."""
-    batch: list[Document] = []
-    characters = 0
-    for part in unit.parts:
-        for found in reader.documents(part):
-            if isinstance(found, Refused):
-                counts.refused += 1
-                if len(counts.refusals) < _NAMED_REFUSALS:
-                    counts.refusals.append(f"{found.place}: {found.why}")
-                continue
-            batch.append(found)
-            characters += len(found.text)
-            if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
-                yield batch
-                batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(batch: list[Document], encoder: FastEncoder, counts: _Counts, work: UnitWork) -> np.ndarray:
-    texts = [document.text for document in batch]
-    ids, offsets = encoder.encode_batch(texts)
-    checked, wrong = encoder.check(texts, ids, offsets, work.seed)
-    if wrong is not None:
-        raise ValueError(_difference(batch[wrong].place))
-    counts.checked_tokens += checked
-    counts.documents += len(texts)
-    counts.characters += sum(map(len, texts))
-    counts.utf8_bytes += sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts)
-    stream = end_documents(ids, offsets, encoder.reference.eot_id, work.dtype)
-    counts.tokens += len(stream)
-    return stream
-
-
-def _difference(place: Place) -> str:
-    return f"--tokenizer-engine gigatoken: {place}: its ids differ from tokenizers'; use --tokenizer-engine hf"
+def _write_difference(folder: str, file: InputFile, at: int, difference: Difference) -> str:
+    """Put what is needed to look into a difference into a file; returns the message that names it."""
+    path = Path(folder) / DIFFERENCE
+    with storage.atomic_write(path, "w") as out:
+        json.dump({"file": file.path, "at": at, **asdict(difference)}, out, indent=1)
+    return (
+        f"--tokenizer-engine gigatoken: {place_of(file, at)}: its ids differ from those of tokenizers;"
+        f" the text and both are in {path}; use --tokenizer-engine hf"
+    )

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from open_lm.shards.manifest import ShardEntry, main, read_manifest
+from open_lm.shards.manifest import ShardEntry, read_manifest
+from open_lm.shards.manifest_command import main
 from open_lm.shards.tar import write_shard
 
 

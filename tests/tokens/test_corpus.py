@@ -10,7 +10,7 @@ import orjson
 import pytest
 import zstandard
 
-from open_lm.tokens.corpus import build_corpus, is_data_table, is_heldout, standard_library
+from open_lm.tokens.tools.corpus import build_corpus, is_data_table, is_heldout, standard_library
 
 
 def documents(path: Path) -> dict[str, str]:

@@ -1,8 +1,13 @@
-"""Tasks run in processes; each result comes once, an error ends the map, a dead worker is an error and no hang."""
+"""Tasks run in processes; each result comes once, errors end the map, killed workers' tasks are done again, nobody is left behind."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -19,30 +24,100 @@ def fail_on_three(task: int) -> int:
     return task
 
 
-def die_on_three(task: int) -> int:
-    if task == 3:
-        os._exit(9)
+def die_once(task: tuple[int, str]) -> int:
+    number, folder = task
+    marker = Path(folder) / str(number)
+    if number % 4 == 3 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die_always(task: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def sleep_long(task: int) -> int:
+    time.sleep(60)
     return task
 
 
 def test_one_worker_is_this_process() -> None:
-    assert list(LocalExecutor(1).map(os.getppid, [])) == []
-    assert list(LocalExecutor(1).map(square, [3, 4])) == [(0, 9), (1, 16)]
+    with LocalExecutor(1) as executor:
+        assert list(executor.map(os.getppid, [])) == []
+        assert list(executor.map(square, [3, 4])) == [(0, 9), (1, 16)]
 
 
 @pytest.mark.slow
-def test_every_task_has_its_result_once() -> None:
-    assert sorted(LocalExecutor(2).map(square, list(range(9)))) == [(i, i * i) for i in range(9)]
+def test_every_task_has_its_result_once_and_workers_serve_several_maps() -> None:
+    with LocalExecutor(2) as executor:
+        executor.wait()
+        for _ in range(2):
+            assert sorted(executor.map(square, list(range(9)))) == [(i, i * i) for i in range(9)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_a_task_comes_through(workers: int) -> None:
-    with pytest.raises(ValueError, match="three: is bad"):
-        list(LocalExecutor(workers).map(fail_on_three, list(range(9))))
+    with pytest.raises(ValueError, match="three: is bad"), LocalExecutor(workers) as executor:
+        list(executor.map(fail_on_three, list(range(9))))
 
 
 @pytest.mark.slow
-def test_a_dead_worker_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="worker process died"):
-        list(LocalExecutor(2).map(die_on_three, list(range(9))))
+def test_a_killed_workers_task_is_done_again(tmp_path: Path) -> None:
+    with LocalExecutor(2) as executor:
+        found = sorted(executor.map(die_once, [(i, str(tmp_path)) for i in range(9)]))
+    assert found == [(i, i) for i in range(9)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "7"]
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="killed 3 times in a row .*fewer --num-workers"), LocalExecutor(2) as executor:
+        list(executor.map(die_always, [1, 2]))
+
+
+@pytest.mark.slow
+def test_leaving_by_an_exception_ends_the_workers_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), LocalExecutor(2) as executor:
+        executor.wait()
+        for _ in executor.map(square, [1, 2]):
+            pass
+        running = executor.map(sleep_long, [1, 2])
+        signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        next(running)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.slow
+def test_workers_die_with_the_first_process(repo: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time; sys.path[:0] = ['tests/tokens']\n"
+        "from open_lm.tokens.executor import LocalExecutor\n"
+        "from test_executor import sleep_with_pid\n"
+        "list(LocalExecutor(2).map(sleep_with_pid, [sys.argv[1] + '/a', sys.argv[1] + '/b']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=repo)
+    try:
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+        time.sleep(0.2)
+        pids = [int(path.read_text()) for path in tmp_path.iterdir()]
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def sleep_with_pid(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

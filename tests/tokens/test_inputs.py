@@ -1,32 +1,76 @@
-"""Input files become units that cover every byte once; what matches nothing is an error."""
+"""What was named is found, in order, with what each file holds; what can't be read is an error that says why."""
 
 from __future__ import annotations
 
-import itertools
+import logging
+import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from reading import lines
 
-from open_lm.tokens.inputs import RUNS_PER_FILE, InputFile, is_long, list_inputs, plan_runs, plan_units
+from open_lm import storage
+from open_lm.storage import Stored
+from open_lm.tokens.reading.inputs import InputFile, Part, input_file, list_inputs
+from open_lm.tokens.reading.reader import Reader
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def names(files: list[InputFile], folder: Path) -> list[str]:
+    return [str(Path(file.path).relative_to(folder)) for file in files]
 
 
 def test_lists_globs_and_braces_are_expanded_in_order(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "c.txt", "d.jsonl.zst"):
-        (tmp_path / name).write_bytes(b"x")
-    found = list_inputs([f"{tmp_path}/c.txt", f"{tmp_path}/*.jsonl", f"{tmp_path}/{{d.jsonl.zst,b.jsonl}}"])
-    assert [Path(f.path).name for f in found] == ["c.txt", "a.jsonl", "b.jsonl", "d.jsonl.zst"]
-    assert [(f.holds, f.compression) for f in found] == [("document", None), ("lines", None), ("lines", None), ("lines", "zst")]
+    make(tmp_path, "b.jsonl", "a.jsonl", "c.txt", "d.jsonl.zst")
+    found = list_inputs([f"{tmp_path}/c.txt", f"{tmp_path}/*.jsonl", f"{tmp_path}/{{d.jsonl.zst,c.txt}}"])
+    assert names(found, tmp_path) == ["c.txt", "a.jsonl", "b.jsonl", "d.jsonl.zst"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jsonl", ("lines", None)),
+        ("a.b.JSON", ("lines", None)),
+        ("a.txt", ("document", None)),
+        ("a.jsonl.zst", ("lines", "zst")),
+        ("a.json.gz", ("lines", "gz")),
+        ("a.x.txt.GZ", ("document", "gz")),
+        ("a.parquet", ("table", None)),
+    ],
+)
+def test_a_name_says_what_a_file_holds(tmp_path: Path, name: str, kind: tuple[str, str | None]) -> None:
+    make(tmp_path, name)
+    file = input_file(str(tmp_path / name))
+    assert (file.holds, file.compression) == kind
+    assert (file.size, file.stamp) == (1, str((tmp_path / name).stat().st_mtime_ns))
+    assert list_inputs([str(tmp_path / name)]) == list_inputs([str(tmp_path)]) == [file]
+
+
+def test_a_folder_gives_its_known_files_at_any_depth_sorted_and_says_what_it_leaves_out(tmp_path: Path, caplog) -> None:
+    make(tmp_path, "b/2.jsonl", "b/1.txt", "a.jsonl", "b-c/3.txt", "README.md", "b/pictures.tar", "jsonl", ".hidden.jsonl", ".git/x.txt")
+    with caplog.at_level(logging.WARNING):
+        assert names(list_inputs([str(tmp_path)]), tmp_path) == ["a.jsonl", "b-c/3.txt", "b/1.txt", "b/2.jsonl"]
+    (record,) = caplog.records
+    assert "3 files in folders are of an unknown kind and are left out" in record.message and "README.md" in record.message
+
+
+def test_a_hidden_file_is_read_when_it_is_named(tmp_path: Path) -> None:
+    make(tmp_path, ".hidden.jsonl")
+    assert len(list_inputs([f"{tmp_path}/.hidden.jsonl"])) == 1
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
-    (tmp_path / "part[1].jsonl").write_bytes(b"x")
-    assert [Path(f.path).name for f in list_inputs([f"{tmp_path}/part[1].jsonl"])] == ["part[1].jsonl"]
+    make(tmp_path, "part[1].jsonl", "{a,b}.txt")
+    assert names(list_inputs([f"{tmp_path}/part[1].jsonl", f"{tmp_path}/{{a,b}}.txt"]), tmp_path) == ["part[1].jsonl", "{a,b}.txt"]
 
 
 def test_a_file_named_twice_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b"x")
+    make(tmp_path, "a.jsonl")
     assert len(list_inputs([f"{tmp_path}/a.jsonl", f"{tmp_path}/*.jsonl"])) == 1
     assert "more than once" in caplog.text
 
@@ -36,59 +80,81 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path, caplog: pytest.LogCaptu
     [
         ("*.jsonl.zst", "no file matches"),
         ("missing.jsonl", "no file matches"),
-        ("table.parquet", "unknown kind of file; known are .jsonl"),
-        ("", "unknown kind of file"),
+        ("a.jsonl::b.jsonl", "no file matches"),
+        ("table.csv", "unknown kind of file; known are .jsonl"),
+        ("*.csv", "unknown kind of file; known are .jsonl"),
+        ("{table,table2}.csv", "unknown kind of file; known are .jsonl"),
+        ("other", r"holds no file of a known kind \(.jsonl"),
+        ("empty", "no file matches"),
     ],
 )
 def test_bad_inputs_are_one_line_errors(tmp_path: Path, pattern: str, problem: str) -> None:
-    (tmp_path / "table.parquet").write_bytes(b"x")
+    make(tmp_path, "table.csv", "table2.csv", "other/notes.md", "a.jsonl", "b.jsonl")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=problem) as error:
         list_inputs([f"{tmp_path}/{pattern}"])
     assert str(error.value).startswith("--input-files ") and "\n" not in str(error.value)
 
 
-def test_remote_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="not built yet"):
-        list_inputs(["s3://bucket/a.jsonl"])
+def test_an_empty_name_and_unannounced_standard_input_are_errors() -> None:
+    with pytest.raises(ValueError, match="no file matches"):
+        list_inputs([""])
+    with pytest.raises(ValueError, match="standard input can't be read here"):
+        list_inputs(["-"])
 
 
-files = st.lists(
-    st.tuples(st.integers(0, 300), st.sampled_from(["lines", "document"]), st.sampled_from([None, "zst"])).map(
-        lambda t: InputFile("", t[0], t[1], t[2])  # type: ignore[arg-type]
-    ),
-    max_size=15,
-)
+def test_standard_input_stands_where_it_was_named(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "b.jsonl")
+    stdin = InputFile("spooled", 5, "lines", "zst", "sha256:0")
+    found = list_inputs([f"{tmp_path}/b.jsonl", "-", f"{tmp_path}/a.jsonl"], stdin)
+    assert found[1] == stdin and names([found[0], found[2]], tmp_path) == ["b.jsonl", "a.jsonl"]
 
 
-@given(files, st.integers(1, 100))
-def test_units_cover_every_file_once_in_order(some: list[InputFile], unit_bytes: int) -> None:
-    corpus = [InputFile(f"{i}.jsonl", f.size, f.holds, f.compression) for i, f in enumerate(some)]
-    measured = {f.path: 3 * f.size for f in corpus if f.compression}
-    units = plan_units(corpus, measured, unit_bytes)
-    assert [unit.index for unit in units] == list(range(len(units)))
-    parts = [part for unit in units for part in unit.parts]
-    assert list(dict.fromkeys(part.file for part in parts)) == corpus
-    for file in corpus:
-        own = [part for part in parts if part.file == file]
-        if is_long(file, unit_bytes):
-            total = measured[file.path] if file.compression else file.size
-            assert own[0].start == 0 and own[-1].stop is not None and own[-1].stop >= total
-            assert all(a.stop == b.start for a, b in itertools.pairwise(own))
-        else:
-            assert [(part.start, part.stop) for part in own] == [(0, None)]
-    for unit in units:
-        stored = sum(part.file.size for part in unit.parts)
-        assert len(unit.parts) == 1 or stored <= unit_bytes or is_long(unit.parts[0].file, unit_bytes)
+def test_sizes_and_versions_of_remote_files_come_from_one_listing(monkeypatch) -> None:
+    listed = [Stored("s3://b/p/a.jsonl.zst", 7, "etag1"), Stored("s3://b/p/notes.md", 3, ""), Stored("s3://b/p/z.parquet", 9, "etag2")]
+    asked = []
+    monkeypatch.setattr(storage, "list_files", lambda pattern: asked.append(pattern) or listed)
+    assert list_inputs(["s3://b/p/"]) == [
+        InputFile("s3://b/p/a.jsonl.zst", 7, "lines", "zst", "etag1"),
+        InputFile("s3://b/p/z.parquet", 9, "table", None, "etag2"),
+    ]
+    assert asked == ["s3://b/p/"]
 
 
-@given(files, st.integers(1, 100))
-def test_runs_are_the_units_in_order_and_share_only_long_compressed_files(some: list[InputFile], unit_bytes: int) -> None:
-    corpus = [InputFile(f"{i}.jsonl", f.size, f.holds, f.compression) for i, f in enumerate(some)]
-    units = plan_units(corpus, {f.path: 3 * f.size for f in corpus}, unit_bytes)
-    runs = plan_runs(units, unit_bytes)
-    assert [unit for run in runs for unit in run] == units
-    for run in runs:
-        first = run[0].parts[0].file
-        assert len(run) == 1 or (first.compression and all(unit.parts[0].file == first for unit in run))
-    for file in corpus:
-        assert sum(run[0].parts[0].file == file for run in runs) <= RUNS_PER_FILE or not file.compression
+def test_a_web_address_may_have_a_query(monkeypatch) -> None:
+    url = "https://host/data/a.jsonl.gz?download=true"
+    monkeypatch.setattr(storage, "list_files", lambda pattern: [Stored(pattern, 7, "")])
+    assert list_inputs([url]) == [InputFile(url, 7, "lines", "gz", "")]
+
+
+def test_files_on_another_storage_are_found_and_read() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", lines("one", "two"))
+    memory.pipe("/corpus/b/c.txt", b"three")
+    try:
+        files = list_inputs(["memory://corpus/"])
+        with Reader("text") as reader:
+            assert [text for file in files for batch in reader.batches(Part(file)) for text in batch.texts] == ["one", "two", "three"]
+        memory.pipe("/corpus/a.jsonl", lines("other text"))
+        with Reader("text") as reader, pytest.raises(ValueError, match="changed while it was read"):
+            list(reader.batches(Part(files[0])))
+        memory.rm("/corpus/a.jsonl")
+        with Reader("text") as reader, pytest.raises(ValueError, match="is gone since the files were listed"):
+            list(reader.batches(Part(files[0])))
+    finally:
+        memory.rm("/corpus", recursive=True)
+
+
+def test_hugging_face_addresses_are_known_to_the_storage() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("huggingface_hub")
+    assert fsspec.get_filesystem_class("hf").__name__ == "HfFileSystem"
+
+
+def test_listing_imports_nothing_heavy(repo: Path) -> None:
+    import subprocess
+
+    reader = "open_lm.tokens.reading.reader"
+    code = f"import sys, {reader}; print([m for m in ('pyarrow', 'fsspec', 's3fs', 'torch', 'aiohttp') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import json
 import tarfile
 from collections import Counter
@@ -13,17 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from running import run
 from small_corpus import all_files, random_texts, stored_sequences, write_jsonl
 
 from open_lm.params.fields import UserError
+from open_lm.shards import provenance
 from open_lm.shards.manifest import read_manifest
 from open_lm.shards.members import decode_member
 from open_lm.tokenizer import load_tokenizer
-from open_lm.tokens.options import InputOptions, OutputOptions, RunOptions
-from open_lm.tokens.preprocess import Sizes, preprocess
-from open_lm.tokens.stats import Counts
-
-SMALL = Sizes(unit_bytes=4_000, bucket_text_bytes=20_000)
+from open_lm.tokens.preprocess import Sizes
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +36,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[st
     (folder / "e.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(long))
     (folder / "f.txt").write_text(texts[399], encoding="utf-8")
     return [f"{folder}/[abcd].jsonl", f"{folder}/e.jsonl.zst", f"{folder}/f.txt"], texts
-
-
-def run(corpus_paths: list[str], tokenizer: Path, out: Path, *, sizes: Sizes = SMALL, **options: Any) -> Counts:
-    def topic(kind: type, **more: Any) -> Any:
-        names = {f.name for f in dataclasses.fields(kind)}
-        return kind(**more, **{k: v for k, v in options.items() if k in names})
-
-    inputs = topic(InputOptions, input_files=tuple(corpus_paths), tokenizer=str(tokenizer))
-    defaults = {"seq_len": 32, "shard_size": 16}
-    output = topic(OutputOptions, output_dir=str(out), **{k: v for k, v in defaults.items() if k not in options})
-    workers = {} if "num_workers" in options else {"num_workers": 1}
-    return preprocess(inputs, output, topic(RunOptions, **workers), sizes)
 
 
 def expected_stream(texts: list[str], tokenizer: Path) -> list[int]:
@@ -102,7 +87,7 @@ def test_one_two_and_seven_workers_write_the_same_bytes(tmp_path: Path, corpus: 
         run(corpus[0], tokenizer_file, tmp_path / str(workers), num_workers=workers, num_consumers=2)
         made.append(all_files(tmp_path / str(workers) / "32-v1"))
     assert made[0] == made[1] == made[2]
-    assert len(made[0]) > 8 and {name.split("/")[0] for name in made[0]} == {"0", "1"}
+    assert len(made[0]) > 8 and {name.split("/")[0] for name in made[0]} == {"0", "1", "provenance"}
 
 
 def test_the_seed_decides_the_order_and_nothing_else(tmp_path: Path, corpus: tuple[list[str], list[str]], tokenizer_file: Path) -> None:
@@ -119,7 +104,7 @@ def test_shards_are_dealt_to_consumers_in_turn_and_manifests_are_true(
 ) -> None:
     counts = run(corpus[0], tokenizer_file, tmp_path, num_consumers=3)
     folder = tmp_path / "32-v1"
-    assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2", "stats.json", "tokenizer.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2", "lengths.png", "provenance", "stats.json", "tokenizer.json"]
     entries = 0
     for consumer in range(3):
         manifest = read_manifest(str(folder / str(consumer) / "manifest.jsonl"))
@@ -193,28 +178,9 @@ def test_a_shard_is_whole_when_it_has_its_name(
                 seen.append(len(tar.getmembers()))
         replace(source, target)
 
-    monkeypatch.setattr("open_lm.storage.os.replace", watch)
+    monkeypatch.setattr("os.replace", watch)
     counts = run(corpus[0], tokenizer_file, tmp_path)
     assert sum(seen) == counts.sequences and len(seen) == counts.shards
-
-
-def test_existing_output_is_kept_unless_overwriting_is_asked_for(
-    tmp_path: Path, corpus: tuple[list[str], list[str]], tokenizer_file: Path
-) -> None:
-    run(corpus[0], tokenizer_file, tmp_path, num_consumers=2)
-    before = all_files(tmp_path / "32-v1")
-    with pytest.raises(ValueError, match=r"--output-dir .*32-v1 is not empty; give --overwrite"):
-        run(corpus[0], tokenizer_file, tmp_path)
-    (tmp_path / "32-v1/1/notes.txt").write_text("mine")
-    (tmp_path / "32-v1/mine").mkdir()
-    with pytest.raises(ValueError, match="no file matches"):
-        run(["nothing*.jsonl"], tokenizer_file, tmp_path, overwrite=True)
-    assert all_files(tmp_path / "32-v1").items() >= before.items()
-    run(corpus[0], tokenizer_file, tmp_path, overwrite=True)
-    left = all_files(tmp_path / "32-v1")
-    assert sorted(name for name in left if not name.startswith("0/")) == ["1/notes.txt"]
-    assert (tmp_path / "32-v1/mine").is_dir()
-    assert len(left) == 2 + json.loads((tmp_path / "32-v1/stats.json").read_text())["shards"]
 
 
 def test_a_bad_line_stops_the_run_and_is_named(tmp_path: Path, tokenizer_file: Path) -> None:
@@ -223,7 +189,7 @@ def test_a_bad_line_stops_the_run_and_is_named(tmp_path: Path, tokenizer_file: P
     with pytest.raises(ValueError, match=r"--input-files .*a\.jsonl, line 51: is not JSON.*--max-bad-fraction") as error:
         run([str(path)], tokenizer_file, tmp_path / "out")
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out/32-v1").exists() and list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out/32-v1").exists()
 
 
 def test_bad_lines_are_counted_up_to_the_allowed_share(tmp_path: Path, tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,18 +203,20 @@ def test_bad_lines_are_counted_up_to_the_allowed_share(tmp_path: Path, tokenizer
 
 
 def test_a_wrong_id_stops_the_run_and_names_the_document(tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from open_lm import tokenizer
+    from open_lm.fast_tokenizer.engine import Gigatoken
 
-    encode = tokenizer._encode_gigatoken
+    encode = Gigatoken.encode_all
 
-    def spoiled(fast: Any, texts: Any) -> tuple[np.ndarray, np.ndarray]:
-        ids, offsets = encode(fast, texts)
-        return (ids + 1 if len(texts) == 3 else ids), offsets
+    def spoiled(self: Gigatoken, texts: Any, dtype: Any) -> list[np.ndarray]:
+        found = encode(self, texts, dtype)
+        return [np.where(ids > 5, ids + 1, ids).astype(dtype) for ids in found] if b"lazy fox" in b"".join(texts) else found
 
-    monkeypatch.setattr(tokenizer, "_encode_gigatoken", spoiled)
-    path = write_jsonl(tmp_path / "a.jsonl", ["the fox", "the dog", "a lazy dog"])
+    monkeypatch.setattr(Gigatoken, "encode_all", spoiled)
+    path = write_jsonl(tmp_path / "a.jsonl", ["the fox", "the dog", "a lazy fox"])
     with pytest.raises(ValueError, match=r"--tokenizer-engine gigatoken: .*a\.jsonl, line [123]: .*use --tokenizer-engine hf"):
         run([str(path)], tokenizer_file, tmp_path / "out", last_sequence="pad")
+    found = json.loads((tmp_path / "out/.32-v1-work/tokenizer-difference.json").read_text())
+    assert found["text"] in ("the fox", "the dog", "a lazy fox") and found["ids"] != found["expected"]
 
 
 def test_text_shorter_than_a_sequence_is_an_error_or_padded(tmp_path: Path, tokenizer_file: Path) -> None:
@@ -260,8 +228,47 @@ def test_text_shorter_than_a_sequence_is_an_error_or_padded(tmp_path: Path, toke
     assert sequence[-counts.padding_tokens :] == [load_tokenizer(str(tokenizer_file)).eot_id] * counts.padding_tokens
 
 
-def test_wrong_options_are_reported_together(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_provenance_gives_back_every_documents_ids(tmp_path: Path, corpus: tuple[list[str], list[str]], tokenizer_file: Path) -> None:
+    paths, texts = corpus
+    counts = run(paths, tokenizer_file, tmp_path, format="npy", num_consumers=2, last_sequence="pad")
+    documents: dict[tuple[int, int], dict[int, list[int]]] = {}
+    padding = 0
+    for shard in (tmp_path / "32-v1").glob("?/*.tar"):
+        with tarfile.open(shard) as tar:
+            rows = np.concatenate([decode_member("npy", tar.extractfile(member).read(), None) for member in tar])
+        source = provenance.from_bytes((tmp_path / f"32-v1/provenance/{shard.parent.name}/{shard.stem}.npz").read_bytes())
+        assert len(source.ends) == len(rows)
+        for index, row in enumerate(rows):
+            done = 0
+            for file, at, start, length in source.of_sequence(index):
+                documents.setdefault((file, at), {})[start] = row[done : done + length].tolist()
+                done += length
+            padding += len(row) - done
+    files = provenance.files_from_bytes((tmp_path / "32-v1/provenance/files.jsonl").read_bytes())
+    reference = load_tokenizer(str(tokenizer_file))
+    expected = {}
+    for number, path in enumerate(files):
+        data = Path(path).read_bytes()
+        data = zstandard.decompress(data) if path.endswith("zst") else data
+        for at, text in [(0, data.decode())] if path.endswith("txt") else texts_of_lines(data):
+            expected[number, at] = [*reference.encode(text), reference.eot_id]
+    assert len(expected) == len(texts)
+    assert {key: [i for _, ids in sorted(parts.items()) for i in ids] for key, parts in documents.items()} == expected
+    assert padding == counts.padding_tokens
+
+
+def texts_of_lines(data: bytes) -> list[tuple[int, str]]:
+    """(byte at which the line starts, text) of each line."""
+    found, at = [], 0
+    for line in data.splitlines(keepends=True):
+        found.append((at, json.loads(line)["text"]))
+        at += len(line)
+    return found
+
+
+def test_wrong_options_are_reported_together(tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as error:
-        run([], tokenizer_file, tmp_path, upload_to_s3=True, seq_len=0, num_workers=0, max_bad_fraction=2.0)
+        monkeypatch.delenv("S3_BASE", raising=False)
+        run([], tokenizer_file, tmp_path, upload_to_s3=True, seq_len=0, num_workers=0, max_bad_fraction=2.0, memory_limit="much")
     flags = [problem.split(":")[0].split(" ")[0] for problem in error.value.problems]
-    assert flags == ["--input-files", "--max-bad-fraction", "--upload-to-s3", "--seq-len", "--num-workers"]
+    assert flags == ["--input-files", "--max-bad-fraction", "--upload-to-s3", "--seq-len", "--num-workers", "--memory-limit"]

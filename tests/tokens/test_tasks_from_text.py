@@ -13,8 +13,8 @@ import yaml
 
 from open_lm.evaluation.icl import build_prompts, read_rows
 from open_lm.evaluation.tasks import read_task_file
-from open_lm.tokens.tasks_from_text import lines_before, split_lines, write_tasks
-from open_lm.tokens.word_statistics import WordStatistics, pieces
+from open_lm.tokens.tools.tasks_from_text import lines_before, split_lines, write_tasks
+from open_lm.tokens.tools.word_statistics import WordStatistics, pieces
 
 
 def module(number: int) -> str:

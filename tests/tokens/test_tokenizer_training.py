@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_lm.tokenizer import load_tokenizer
-from open_lm.tokens.bpe import arbitrary_texts, check_reversible, sample_texts, train_bpe, write_tokenizer
-from open_lm.tokens.texts import read_texts
+from open_lm.tokens.reading.texts import read_texts
+from open_lm.tokens.tools.bpe import Sample, arbitrary_texts, check_reversible, cut_at_spaces, train_bpe, write_tokenizer
 
 TEXTS = [f"def function_{i}(self, value):\n    return self.value + {i * 7919}  # größer als 日本\n" for i in range(200)]
 
@@ -56,13 +57,13 @@ def test_the_same_texts_give_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-def test_gigatoken_gives_the_same_ids(trained, tmp_path: Path) -> None:
+def test_gigatoken_gives_the_same_ids(tmp_path: Path) -> None:
     import gigatoken
 
     write_tokenizer(read, tmp_path / "tokenizer.json", 400)
     fast = gigatoken.Tokenizer(str(tmp_path / "tokenizer.json"))
     texts = [*TEXTS, *arbitrary_texts()]
-    expected = [e.ids for e in trained.encode_batch(texts, add_special_tokens=False)]
+    expected = load_tokenizer(str(tmp_path)).encode_batch(texts)
     assert [list(ids) for ids in fast.encode_batch_list(texts, parallel=False)] == expected
 
 
@@ -91,6 +92,7 @@ def test_an_existing_tokenizer_is_kept(tmp_path: Path) -> None:
         (TEXTS, 257, None, "--vocab-size 257: give 258 or more"),
         ([], 400, None, "--input-files: no text"),
         ([""], 400, None, "--input-files: no text"),
+        (TEXTS, 400, 1, "--input-files: no text in them to train on, or --sample-bytes is too small"),
         (TEXTS, 400, 0, "--sample-bytes 0"),
     ],
 )
@@ -107,12 +109,47 @@ def test_a_text_with_few_pairs_gives_fewer_ids_than_asked_for(tmp_path: Path) ->
 
 def test_a_sample_has_about_its_size_and_comes_from_everywhere() -> None:
     texts = [f"{i:04d} " * 20 for i in range(2000)]
-    sample = list(sample_texts(lambda: iter(texts), 40_000))
-    assert 32_000 < sum(map(len, sample)) < 48_000
-    numbers = [int(text[:4]) for text in sample]
+    sample = Sample(lambda: iter(texts), 40_000)
+    chosen = list(sample.texts())
+    assert 32_000 < sum(map(len, chosen)) < 48_000 and sample.bytes == sum(map(len, chosen)) and sample.documents == len(chosen)
+    numbers = [int(text[:4]) for text in chosen]
     assert numbers == sorted(numbers) and [sum(n // 500 == quarter for n in numbers) > 60 for quarter in range(4)] == [True] * 4
-    assert sample == list(sample_texts(lambda: iter(texts), 40_000))
-    assert list(sample_texts(lambda: iter(texts), None)) == texts
+    assert chosen == list(Sample(lambda: iter(texts), 40_000).texts())
+
+
+def test_without_a_size_every_text_is_trained_on_or_held_out() -> None:
+    texts = [f"{i:04d} " * 20 for i in range(2000)]
+    sample = Sample(lambda: iter(texts))
+    chosen = list(sample.texts())
+    assert sorted([*chosen, *sample.heldout]) == texts
+    assert 5 < len(sample.heldout) < 50 and set(sample.trained_on) <= set(chosen)
+    assert list(Sample(lambda: iter(["one"])).texts()) == ["one"]
+
+
+def test_what_the_vocabulary_does_on_held_out_text_is_told(tmp_path: Path) -> None:
+    texts = TEXTS * 5
+    told = write_tokenizer(lambda: iter(texts), tmp_path / "tokenizer.json", 400)
+    tokenizer, sample = load_tokenizer(str(tmp_path)), Sample(lambda: iter(texts))
+    assert told.heldout and told.documents == len(list(sample.texts()))
+    ids = [tokenizer.encode(text) for text in sample.heldout]
+    assert (told.heldout.documents, told.heldout.tokens) == (len(ids), sum(map(len, ids)))
+    assert told.heldout.ids_used == len({i for some in ids for i in some})
+    assert told.heldout.bytes_per_token > told.heldout.characters_per_token > 2
+    assert told.heldout.single_bytes == 0
+    assert told.longest[0] in "".join(TEXTS) and len(told.longest[0]) >= len(told.longest[-1])
+
+
+def test_parts_of_characters_are_counted() -> None:
+    seen = check_reversible(train_bpe(["abc"], 300), ["aé", "日"])
+    assert (seen.documents, seen.characters, seen.bytes, seen.tokens, seen.single_bytes, seen.ids_used) == (2, 3, 6, 6, 5, 6)
+
+
+@given(text=st.text(alphabet=" abcd"), length=st.integers(1, 9))
+def test_a_long_text_is_counted_in_pieces_of_whole_words(text: str, length: int) -> None:
+    pieces = list(cut_at_spaces(text, length))
+    assert "".join(pieces) == text and max(map(len, pieces)) <= length
+    for piece, after in itertools.pairwise(pieces):
+        assert after.startswith(" ") or " " not in piece[1:]
 
 
 def test_files_of_all_kinds_are_read_in_order_and_a_bad_line_is_named(tmp_path: Path) -> None:
@@ -135,6 +172,16 @@ def test_the_command_trains_without_torch(repo: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, repo / "datapreprocess/train_tokenizer.py", "--input-files", "in.jsonl", "--output", "t.json"]
     done = subprocess.run([*command, "--vocab-size", "300"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "300 ids, trained on 200 documents" in done.stdout
+    assert "300 ids, trained on 19" in done.stdout and "held-out text: " in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert again.returncode == 2 and again.stderr.startswith("--output t.json: exists already") and again.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_all_wrong_options_are_told_at_once(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    command = [sys.executable, repo / "datapreprocess/train_tokenizer.py", "--input-files", "in.jsonl", "--output"]
+    done = subprocess.run([*command, ".", "--vocab-size", "3"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "--output .: is a folder" in done.stderr and "--vocab-size 3: give 258 or more" in done.stderr
+    done = subprocess.run([*command, "t.json", "--sample-bytes", "many"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == "--sample-bytes 'many' is no size; write it as 2GB, 1.5GiB or a number of bytes\n"

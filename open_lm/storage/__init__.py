@@ -1,0 +1,41 @@
+"""Files on a local disk or behind a URL (s3://, https://, hf://, gs://, ...). The only package that knows fsspec.
+
+    list_files, expand, stat, size, exists    what is there
+    open_read, read_bytes                     reading; a remote file survives faults and goes on where it was
+    upload, write_bytes, remove               writing, compared with what was sent; atomic_write for local files
+    is_remote, local_path, join, parent       names
+
+Credentials and endpoints come from the usual variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, HF_TOKEN, ...). Errors: FileNotFoundError,
+PermissionError and other OSErrors (`StorageError` for remote files) in one line; ValueError for a url that can't work. Patience:
+`faults.ATTEMPTS` and `faults.FIRST_DELAY`, about a minute; overridden by OPENLM_STORAGE_ATTEMPTS, OPENLM_STORAGE_DELAY and
+OPENLM_STORAGE_TIMEOUT (seconds).
+"""
+
+from __future__ import annotations
+
+from open_lm.storage.faults import StorageError
+from open_lm.storage.listing import Stored, exists, expand, list_files, size, stat
+from open_lm.storage.local import atomic_write
+from open_lm.storage.reader import open_read, read_bytes
+from open_lm.storage.urls import is_remote, join, local_path, parent
+from open_lm.storage.writing import remove, upload, write_bytes
+
+__all__ = [
+    "StorageError",
+    "Stored",
+    "atomic_write",
+    "exists",
+    "expand",
+    "is_remote",
+    "join",
+    "list_files",
+    "local_path",
+    "open_read",
+    "parent",
+    "read_bytes",
+    "remove",
+    "size",
+    "stat",
+    "upload",
+    "write_bytes",
+]

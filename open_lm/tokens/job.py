@@ -1,0 +1,161 @@
+"""A job: what decides the bytes that it writes, and the folder of work that a killed run leaves for the next one.
+
+The folder holds `job.json` (the identity, whole before any work), the lock of the run that is at it, the input list, the spills, and a
+note for each shard that is done. The same identity in another run means: go on. Another one is an error that says what differs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from open_lm import storage
+from open_lm.tokens.reading.inputs import InputFile
+
+LAYOUT = 2
+"""Of spills and of the order; a change makes old work useless."""
+
+_JOB, _INPUTS, _LOCK, _WRITING = "job.json", "inputs.jsonl", "lock", "writing"
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the bytes of the output: options by flag name, and the input files."""
+
+    options: dict[str, Any]
+    inputs: dict[str, Any]
+    """Number of files, their bytes, and a hash of their paths, sizes and stamps."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"layout": LAYOUT, **asdict(self)}
+
+
+def identity(options: dict[str, Any], files: Sequence[InputFile]) -> Identity:
+    """The identity of a job."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(_input_line(file).encode())
+    return Identity(options, {"files": len(files), "bytes": sum(file.size for file in files), "sha256": digest.hexdigest()})
+
+
+def _input_line(file: InputFile) -> str:
+    return json.dumps([file.path, file.size, file.stamp]) + "\n"
+
+
+def differences(found: dict[str, Any], wanted: Identity) -> list[str]:
+    """In words, what differs between a job that was found and the one that is wanted."""
+    if found.get("layout") != LAYOUT:
+        return ["it was made by another version of this program"]
+    options = found.get("options", {})
+    names = sorted(options.keys() | wanted.options.keys())
+    said = [
+        f"{name} was {options.get(name)}, is {wanted.options.get(name)}" for name in names if options.get(name) != wanted.options.get(name)
+    ]
+    inputs = found.get("inputs", {})
+    if inputs != wanted.inputs:
+        sizes = [f"{each.get('files')} files of {each.get('bytes')} bytes" for each in (inputs, wanted.inputs)]
+        said.append(
+            f"--input-files were {sizes[0]}, are {sizes[1]}" if sizes[0] != sizes[1] else f"--input-files changed: {sizes[0]} as before"
+        )
+    return said
+
+
+class WorkFolder:
+    """The folder of a job's work."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; made when absent, and removed in the end where it holds no job. Raises ValueError when another run is at it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"--output-dir: another run is at work in {self.path}; wait for it, or end it") from None
+            try:
+                yield
+            finally:
+                if self.found() is None:
+                    shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            os.close(file)
+
+    def found(self) -> dict[str, Any] | None:
+        """The identity of the work that lies here, None for none."""
+        try:
+            return dict(json.loads((self.path / _JOB).read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def changed_inputs(self, files: Sequence[InputFile]) -> list[str]:
+        """In words, the first input files that are not what they were."""
+        with open(self.path / _INPUTS, encoding="utf-8") as file:
+            before = {path: (size, stamp) for path, size, stamp in map(json.loads, file)}
+        now = {each.path: (each.size, each.stamp) for each in files}
+        said = [f"{path} is new" for path in now.keys() - before.keys()]
+        said += [f"{path} is missing" for path in before.keys() - now.keys()]
+        said += [f"{path} changed" for path in now.keys() & before.keys() if now[path] != before[path]]
+        said.sort()
+        return [*said[:_NAMED], *([f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else [])]
+
+    def begin(self, wanted: Identity, files: Sequence[InputFile]) -> None:
+        """An empty folder for a new job; what lies here is removed, but for input (a copy of standard input)."""
+        self._clear(keep=frozenset(file.path for file in files))
+        with storage.atomic_write(self.path / _INPUTS, "w") as file:
+            file.writelines(_input_line(each) for each in files)
+        with storage.atomic_write(self.path / _JOB, "w") as file:
+            json.dump(wanted.to_json(), file)
+
+    @property
+    def writing(self) -> bool:
+        """True once what lay in the output folder before has been removed: whatever is there now is this job's."""
+        return (self.path / _WRITING).exists()
+
+    def note_writing(self) -> None:
+        with storage.atomic_write(self.path / _WRITING):
+            pass
+
+    def clear_left_overs(self) -> None:
+        """Remove what a killed process left of unfinished files."""
+        for path in self.path.rglob(".*.tmp"):
+            path.unlink()
+
+    def remove(self) -> None:
+        """The job is done. Its identity goes first, so that a half-removed folder is none."""
+        self._clear()
+
+    def _clear(self, keep: frozenset[str] = frozenset()) -> None:
+        (self.path / _JOB).unlink(missing_ok=True)
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _LOCK and str(path) not in keep:
+                path.unlink()
+
+
+def work_folder(root: str, temp_dir: str | None) -> Path:
+    """Where the work for an output root lies: always the same place, so that the same command finds it again.
+
+    Beside a local root, in the user's cache folder for a remote one, or in `temp_dir`.
+    """
+    remote = storage.is_remote(root)
+    absolute = root if remote else str(storage.local_path(root).absolute())
+    if temp_dir is None and not remote:
+        path = Path(absolute)
+        return path.parent / f".{path.name}-work"
+    name = f"open_lm-work-{hashlib.sha256(absolute.encode()).hexdigest()[:16]}"
+    cache = os.environ.get("OPENLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "open_lm"
+    return (storage.local_path(temp_dir) if temp_dir else Path(cache)) / name

@@ -1,0 +1,1 @@
+"""Tools beside the preprocessor: tokenizer training, statistics, validation, downloads, small corpora and tasks."""

@@ -1,0 +1,100 @@
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from open_lm.shards.tar import write_shard
+from open_lm.shards.tar_stream import Member, TarStream, samples
+
+MEMBERS = [("a.txt", b""), ("b.txt", b"x" * 513), ("c.txt", b"y"), ("d.txt", b"z" * 1024)]
+
+
+def tar(members: list[tuple[str, bytes]], **options) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", **options) as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def read(data: bytes) -> list[Member]:
+    return list(TarStream(io.BytesIO(data), "s.tar"))
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("long", ["", "f" * 60 + "/", "f/" * 90, "é" * 70 + "/"])
+def test_members_of_every_kind_of_tar(format: int, long: str) -> None:
+    if long.startswith("é") and format == tarfile.USTAR_FORMAT:
+        long = "é/" * 40
+    members = [(long + name if place % 2 else name, data) for place, (name, data) in enumerate(MEMBERS)]
+    data = tar(members, format=format)
+    stream = TarStream(io.BytesIO(data), "s.tar")
+    assert list(stream) == members
+    assert (stream.size, stream.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_folders_and_links_are_no_members() -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as file:
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            info = tarfile.TarInfo("x" * 120)
+            info.type, info.linkname = kind, "y" * 120
+            file.addfile(info)
+        file.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    assert read(out.getvalue()) == [("a.txt", b"")]
+
+
+def test_a_large_size_in_base_256_is_understood() -> None:
+    data = bytearray(tar([("a.txt", b"hello")], format=tarfile.GNU_FORMAT))
+    data[124:136] = b"\x80" + (5).to_bytes(11, "big")
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    assert read(bytes(data)) == [("a.txt", b"hello")]
+
+
+def test_a_cut_tar_is_an_error_wherever_it_is_cut_but_after_a_member() -> None:
+    data = tar(MEMBERS)
+    ends = {512: MEMBERS[:1], 2048: MEMBERS[:2], 3072: MEMBERS[:3], 4608: MEMBERS}
+    for size in range(0, 4608, 128):
+        if size in ends:
+            assert read(data[:size]) == ends[size]
+        else:
+            with pytest.raises(ValueError, match=r"s\.tar: .*(is not whole|is not a tar file)"):
+                read(data[:size])
+
+
+def test_a_header_with_any_wrong_byte_is_an_error() -> None:
+    data = tar(MEMBERS)
+    for place in (*range(512, 1024, 7), 640, 650, 769, 773):
+        damaged = bytearray(data)
+        damaged[place] ^= 0x15
+        with pytest.raises(ValueError, match=r"s\.tar: no tar header at byte 512; it is damaged"):
+            read(bytes(damaged))
+
+
+def test_what_is_no_tar_is_an_error() -> None:
+    for data in (b"", b"short", b"no tar" * 1000):
+        with pytest.raises(ValueError, match=r"s\.tar: is not a tar file"):
+            read(data)
+    assert read(bytes(1024)) == []
+
+
+def test_reads_that_give_fewer_bytes_than_asked_for_lose_nothing(tmp_path: Path) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int = -1) -> bytes:
+            return super().read(min(size, 777))
+
+    entry = write_shard(tmp_path / "a.tar", "txt", np.arange(900, dtype=np.uint16).reshape(9, 100))
+    stream = TarStream(Slow((tmp_path / "a.tar").read_bytes()), "s.tar")
+    assert len(list(stream)) == 9 and stream.sha256 == entry.sha256 and stream.size == entry.bytes
+
+
+def test_samples_are_runs_of_one_base_name_without_repeated_extensions() -> None:
+    names = ["__meta__", "a.TXT", "a.json", "a.txt", "b.txt", "b.json.gz", "noext", "b.cls", "a.txt", "a.txt"]
+    found = [[member.name for member in sample.values()] for sample in samples(Member(name, b"") for name in names)]
+    assert found == [["a.TXT", "a.json"], ["a.txt"], ["b.txt", "b.json.gz", "b.cls"], ["a.txt"], ["a.txt"]]
+    assert [list(sample) for sample in samples([Member("a.TXT", b"")])] == [["txt"]]
