@@ -35,8 +35,8 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            layout = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
-            self._bar = tqdm(total=self._total, initial=self._first, desc=stage, bar_format=layout)
+            layout = "{desc}: {percentage:3.0f}%|{bar}| {unit}"
+            self._bar = tqdm(total=self._total, initial=self._first, desc=stage, bar_format=layout, unit="")
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -66,7 +66,7 @@ class Progress:
                 log.info("%s: %.0f %%, %s%s", self._stage, 100 * min(1.0, done / self._total), self._rates(done), self._left(done))
 
     def _show(self, done: int) -> None:
-        self._bar.set_postfix_str(self._rates(done) + self._left(done), refresh=False)
+        self._bar.unit = self._rates(done) + self._left(done)
         self._bar.n = min(done, self._bar.total)
         self._bar.refresh()
 

@@ -1,7 +1,7 @@
 """The file between a unit and the shards: its sequences by bucket, their pieces, its tail and its counts. Whole or absent.
 
-Segments one after another, each with its sequences in the order of their buckets (in a bucket by their index):
-tokens [n, length], ends of their pieces int64 [n], pieces PIECE [m], and a table of buckets int64 [buckets + 1] of sequences before each.
+Segments one after another, each with its sequences in the order of their buckets (in a bucket by their index): tokens [n, length],
+ends of their pieces int64 [n], pieces [m] in narrow types, and a table of buckets int64 [buckets + 1] of sequences before each.
 Then the tail (tokens, pieces), a JSON directory, and 24 bytes: its length, the CRC-32 of all before it, a magic number.
 """
 
@@ -54,7 +54,7 @@ class SpillWriter:
     """Writes one spill segment by segment; it appears under its name when `close` has returned."""
 
     def __init__(self, path: Path, buckets: int):
-        self._buckets, self._segments = buckets, list[dict[str, int]]()
+        self._buckets, self._segments = buckets, list[dict[str, Any]]()
         self._context = storage.atomic_write(path, durable=False)  # a lost one is made again
         self._out = _Summed(self._context.__enter__())
 
@@ -65,11 +65,12 @@ class SpillWriter:
         counts = np.diff(starts)[order]
         ends = np.cumsum(counts)
         index = np.repeat(starts[order] - (ends - counts), counts) + np.arange(int(counts.sum()))
-        self._segments.append({"at": self._out.count, "rows": len(order), "pieces": len(index)})
+        pieces, narrow = _narrowed(rows.pieces[index])
+        self._segments.append({"at": self._out.count, "rows": len(order), "pieces": len(index), **narrow})
         at_once = max(1, _TOKENS_AT_ONCE // rows.tokens.shape[1])
         for start in range(0, len(order), at_once):
             self._out.write(rows.tokens[order[start : start + at_once]].data)
-        for array in (ends.astype("<i8"), rows.pieces[index], _starts_of_buckets(bucket_of, self._buckets)):
+        for array in (ends.astype("<i8"), pieces, _starts_of_buckets(bucket_of, self._buckets)):
             self._out.write(array.data if len(array) else b"")
 
     def close(self, tail: np.ndarray, tail_pieces: np.ndarray, counts: dict[str, Any]) -> None:
@@ -92,19 +93,32 @@ class SpillWriter:
         self._context.__exit__(type(error), error, error.__traceback__)
 
 
+def _narrowed(pieces: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Pieces in as few bytes as they need (short documents have many): each column less its least value. And how to read them."""
+    columns = [pieces[name] for name in PIECE.names or ()]
+    least = [int(column.min()) if len(column) else 0 for column in columns]
+    most = [int(column.max()) if len(column) else 0 for column in columns]
+    types = [np.min_scalar_type(high - low).newbyteorder("<").str for low, high in zip(least, most, strict=True)]
+    out = np.empty(len(pieces), np.dtype(list(zip(PIECE.names or (), types, strict=True))))
+    for name, column, low in zip(PIECE.names or (), columns, least, strict=True):
+        out[name] = column - column.dtype.type(low)
+    return out, {"types": types, "least": least}
+
+
 def _starts_of_buckets(bucket_of: np.ndarray, buckets: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(bucket_of, minlength=buckets))]).astype("<i8")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a segment's parts begin, in bytes, and how many sequences and pieces it holds."""
+    """Where a segment's parts begin, in bytes, and how its pieces are stored: as `stored`, less their `least`."""
 
     tokens_at: int
     ends_at: int
     pieces_at: int
     table_at: int
-    rows: int
+    stored: np.dtype[Any]
+    least: tuple[int, ...]
 
 
 class OpenFiles:
@@ -183,7 +197,12 @@ class Spill:
 
     def read_pieces(self, segment: Segment, start: int, stop: int) -> np.ndarray:
         """PIECE [stop - start] of a segment."""
-        return self._array(segment.pieces_at + PIECE.itemsize * start, stop - start, PIECE)
+        stored = self._array(segment.pieces_at + segment.stored.itemsize * start, stop - start, segment.stored)
+        pieces = np.empty(stop - start, PIECE)
+        for name, least in zip(PIECE.names or (), segment.least, strict=True):
+            pieces[name] = stored[name]
+            pieces[name] += PIECE[name].type(least)
+        return pieces
 
     def _read_directory(self) -> dict[str, Any]:
         file = self._files.get(self.path)
@@ -194,10 +213,11 @@ class Spill:
             raise ValueError(f"{self.path}: is not a whole spill")
         return dict(json.loads(os.pread(file, int(length), size - _TRAILER - int(length))))
 
-    def _segment(self, values: dict[str, int]) -> Segment:
+    def _segment(self, values: dict[str, Any]) -> Segment:
         ends = values["at"] + values["rows"] * self.row_bytes
         pieces = ends + 8 * values["rows"]
-        return Segment(values["at"], ends, pieces, pieces + PIECE.itemsize * values["pieces"], values["rows"])
+        stored = np.dtype(list(zip(PIECE.names or (), values["types"], strict=True)))
+        return Segment(values["at"], ends, pieces, pieces + stored.itemsize * values["pieces"], stored, tuple(values["least"]))
 
     def _array(self, at: int, count: int, dtype: np.dtype[Any]) -> np.ndarray:
         out = np.empty(count, dtype)

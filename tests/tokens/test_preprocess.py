@@ -20,6 +20,7 @@ from open_lm.shards import provenance
 from open_lm.shards.manifest import read_manifest
 from open_lm.shards.members import decode_member
 from open_lm.tokenizer import load_tokenizer
+from open_lm.tokens.executor import LocalExecutor
 from open_lm.tokens.preprocess import Sizes
 
 
@@ -88,6 +89,38 @@ def test_one_two_and_seven_workers_write_the_same_bytes(tmp_path: Path, corpus: 
         made.append(all_files(tmp_path / str(workers) / "32-v1"))
     assert made[0] == made[1] == made[2]
     assert len(made[0]) > 8 and {name.split("/")[0] for name in made[0]} == {"0", "1", "provenance"}
+
+
+def test_the_order_in_which_units_finish_changes_nothing(
+    tmp_path: Path, corpus: tuple[list[str], list[str]], tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(corpus[0], tokenizer_file, tmp_path / "forward")
+    forward = LocalExecutor.map
+
+    def backward(self: LocalExecutor, function: Any, tasks: Any) -> Any:
+        return forward(self, function, list(tasks)[::-1])
+
+    monkeypatch.setattr(LocalExecutor, "map", backward)
+    run(corpus[0], tokenizer_file, tmp_path / "backward")
+    assert all_files(tmp_path / "forward/32-v1") == all_files(tmp_path / "backward/32-v1")
+
+
+@pytest.mark.parametrize("words", [1, 3, 400])
+def test_temporary_files_take_at_most_twice_the_tokens(
+    tmp_path: Path, tokenizer_file: Path, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from open_lm.tokens import preprocess as module
+
+    path = write_jsonl(tmp_path / "a.jsonl", [" ".join(["lazy jumps quick"] * words)] * (200_000 // words))
+    seen = []
+
+    def look(folder: Any, places: Any) -> None:
+        seen.append(sum(p.stat().st_size for p in folder.path.glob("*.spill")))
+
+    monkeypatch.setattr(module, "_make_room", look)
+    counts = run([str(path)], tokenizer_file, tmp_path / "out", sizes=Sizes(), seq_len=2048, format="npy", shard_size=8192)
+    assert counts.sequences > 100
+    assert 2 * counts.tokens < seen[0] <= 2 * (2 * counts.tokens)
 
 
 def test_the_seed_decides_the_order_and_nothing_else(tmp_path: Path, corpus: tuple[list[str], list[str]], tokenizer_file: Path) -> None:
