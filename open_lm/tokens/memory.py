@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MAIN_BYTES = 160 << 20
+MAIN_BYTES = 200 * 10**6
 """The first process, with the fork server and what all of them share: libraries and the tokenizer."""
-WORKER_BYTES = 125 << 20
+WORKER_BYTES = 150 * 10**6
 """A worker's own: the sequences it gathers, a batch of texts with its ids, the tokenizer's caches."""
 FILE_BYTES = 500
 """An input file in the list of the first process."""
