@@ -225,6 +225,13 @@ def test_a_bad_line_stops_the_run_and_is_named(tmp_path: Path, tokenizer_file: P
     assert not (tmp_path / "out/32-v1").exists()
 
 
+def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path, tokenizer_file: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{broken\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: is not JSON"):
+        run([str(tmp_path / "a.jsonl")], tokenizer_file, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_bad_lines_are_counted_up_to_the_allowed_share(tmp_path: Path, tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", random_texts(98, 5))
     path.write_text(path.read_text(encoding="utf-8") + '{broken\n{"text": 5}\n', encoding="utf-8")
