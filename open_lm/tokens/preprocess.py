@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from open_lm.executor import LocalExecutor, available_cores
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
 from open_lm.tokenizer import Tokenizer, load_tokenizer
@@ -21,12 +22,11 @@ from open_lm.tokens import shuffle, stats
 from open_lm.tokens.claim import claim
 from open_lm.tokens.destination import PICTURE, STATS, TOKENIZER, Destination, destination
 from open_lm.tokens.estimate import Estimate, check_disk, estimate
-from open_lm.tokens.executor import LocalExecutor
 from open_lm.tokens.gather import Shard, ShardWork
 from open_lm.tokens.histogram import draw
 from open_lm.tokens.job import Identity, WorkFolder, identity, work_folder
 from open_lm.tokens.memory import MemoryPlan, default_limit, parse_size, plan_memory
-from open_lm.tokens.options import Options, available_cores, validate
+from open_lm.tokens.options import Options, validate
 from open_lm.tokens.plan import plan_groups, text_bytes, unit_bytes
 from open_lm.tokens.reading.inputs import STDIN, InputFile, list_inputs
 from open_lm.tokens.reading.stdin import spool_stdin

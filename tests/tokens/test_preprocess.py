@@ -15,12 +15,12 @@ import zstandard
 from running import run
 from small_corpus import all_files, random_texts, stored_sequences, write_jsonl
 
+from open_lm.executor import LocalExecutor
 from open_lm.params.fields import UserError
 from open_lm.shards import provenance
 from open_lm.shards.manifest import read_manifest
 from open_lm.shards.members import decode_member
 from open_lm.tokenizer import load_tokenizer
-from open_lm.tokens.executor import LocalExecutor
 from open_lm.tokens.preprocess import Sizes
 
 

@@ -136,6 +136,24 @@ class LocalExecutor:
         self._pool = None
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int | None, about: str) -> Iterator[tuple[int, R]]:
+    """`LocalExecutor.map` by processes of its own, with a progress bar on a terminal.
+
+    Args:
+        workers: processes, all cores by default; one does the work in this process.
+        about: what the progress bar counts.
+    """
+    from tqdm import tqdm
+
+    with LocalExecutor(max(1, min(workers or available_cores(), len(tasks)))) as executor:
+        yield from tqdm(executor.map(function, tasks), total=len(tasks), unit=about, disable=None, leave=False)
+
+
 _ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """A worker is one of many: the tokenizer library must not start a thread for every core in each."""
 

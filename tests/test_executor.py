@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from open_lm.tokens.executor import LocalExecutor
+from open_lm.executor import LocalExecutor
 
 
 def square(task: int) -> int:
@@ -95,8 +95,8 @@ def test_leaving_by_an_exception_ends_the_workers_at_once() -> None:
 @pytest.mark.slow
 def test_workers_die_with_the_first_process(repo: Path, tmp_path: Path) -> None:
     program = (
-        "import os, sys, time; sys.path[:0] = ['tests/tokens']\n"
-        "from open_lm.tokens.executor import LocalExecutor\n"
+        "import os, sys, time; sys.path[:0] = ['tests']\n"
+        "from open_lm.executor import LocalExecutor\n"
         "from test_executor import sleep_with_pid\n"
         "list(LocalExecutor(2).map(sleep_with_pid, [sys.argv[1] + '/a', sys.argv[1] + '/b']))\n"
     )
