@@ -312,3 +312,20 @@ def test_wrong_options_are_reported_together(tmp_path: Path, tokenizer_file: Pat
         run([], tokenizer_file, tmp_path, upload_to_s3=True, seq_len=0, num_workers=0, max_bad_fraction=2.0, memory_limit="much")
     flags = [problem.split(":")[0].split(" ")[0] for problem in error.value.problems]
     assert flags == ["--input-files", "--max-bad-fraction", "--upload-to-s3", "--seq-len", "--num-workers", "--memory-limit"]
+
+
+@pytest.mark.parametrize("group_rows", [7, 10_000])
+def test_a_table_gives_what_its_texts_give(tmp_path: Path, tokenizer_file: Path, group_rows: int) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = random_texts(200, 6)
+    table = pyarrow.table({"n": list(range(200)), "text": texts})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=group_rows)
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    found = []
+    for name in ("a.parquet", "a.jsonl"):
+        sizes = Sizes(unit_bytes=2_000 if name == "a.parquet" else 1 << 20)
+        run([str(tmp_path / name)], tokenizer_file, tmp_path / f"out-{name}", sizes=sizes, shuffle=False)
+        found.append(Counter(i for sequence in stored_sequences(tmp_path / f"out-{name}/32-v1") for i in sequence))
+    assert sum((found[0] - found[1]).values()) <= 33 and sum((found[1] - found[0]).values()) <= 33
+    source = provenance.from_bytes((tmp_path / "out-a.parquet/32-v1/provenance/0/shard-0000000.npz").read_bytes())
+    assert source.at.max() < 200
