@@ -1,8 +1,8 @@
-"""Batches for one training process: `tokens: [batch, seq_len + 1] int64`, pinned where there is CUDA.
+"""Batches for one training process: `Batch` with `tokens: [batch, seq_len + 1] int64`, pinned where there is CUDA.
 
 The global batch at number s is the rows s ... s + B - 1. Process r of R has the slots r, r + R, ...: its row j is number s + r + jR.
 Its streams are dealt to worker processes, each of which reads its own rows of every batch; the parent puts them in their
-slots. Neither R nor the number of workers changes a batch.
+slots. Neither R nor the number of workers changes a batch. Masks are applied, documents numbered and sources looked up by the worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from open_lm.data.rows import Rows
+from open_lm.data.batch import Batch
+from open_lm.data.masks import NO_MASKS, Masks
+from open_lm.data.rows import RowReader, Rows
 from open_lm.shards.members import MASKED
 
 __all__ = ["MASKED", "Loader", "LoaderShape", "check_processes", "validation_shape"]
@@ -94,19 +96,46 @@ def validation_shape(count: int, *, rank: int, world_size: int, global_batch_siz
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A worker's rows of the batch at `start`: int32 [n, seq_len + 1]; or why it can't go on."""
+    """A worker's rows of the batch at `start`, its tokens int32; or why it can't go on."""
 
     worker: int
     start: int
-    tokens: torch.Tensor | None = None
+    batch: Batch | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a batch holds beside the tokens as they were read."""
+
+    masks: Masks
+    sources: bool
+
+    def read(self, reader: RowReader, numbers: np.ndarray) -> Batch:
+        """The rows of some numbers, tokens int32."""
+        tokens = self.masks.apply(reader.read(numbers))
+        documents = self.masks.document_ids(tokens)
+        return Batch(
+            torch.from_numpy(tokens),
+            None if documents is None else torch.from_numpy(documents),
+            torch.from_numpy(reader.sources(numbers)) if self.sources else None,
+        )
+
+    def empty(self, rows: int, row_length: int, pin: bool) -> Batch:
+        """A batch to be filled."""
+        documents = self.masks.document_end is not None
+        return Batch(
+            torch.empty((rows, row_length), dtype=torch.int64, pin_memory=pin),
+            torch.empty((rows, row_length - 1), dtype=torch.int32, pin_memory=pin) if documents else None,
+            torch.empty(rows, dtype=torch.int64, pin_memory=pin) if self.sources else None,
+        )
 
 
 class _WorkerParts(IterableDataset[_Part]):
     """Iterated in a worker process, or in the training process when there is none."""
 
-    def __init__(self, rows: Rows, shape: LoaderShape):
-        self._rows, self._shape = rows, shape
+    def __init__(self, rows: Rows, shape: LoaderShape, contents: _Contents):
+        self._rows, self._shape, self._contents = rows, shape, contents
 
     def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
@@ -117,11 +146,11 @@ class _WorkerParts(IterableDataset[_Part]):
                 numbers = self._shape.numbers(start)
                 mine = numbers[self._shape.workers_of(numbers, workers) == worker]
                 try:
-                    tokens = torch.from_numpy(reader.read(mine))
+                    batch = self._contents.read(reader, mine)
                 except (ValueError, OSError) as error:  # a line for the user instead of a traceback of two processes
                     yield _Part(worker, start, problem=str(error))
                     return
-                yield _Part(worker, start, tokens)
+                yield _Part(worker, start, batch)
         finally:
             reader.close()
 
@@ -133,6 +162,8 @@ class Loader:
         rows: what is read.
         shape: which rows of it.
         workers: processes that read; 0 reads in this one. At most one for each stream of the process is started.
+        masks: of targets and documents, for training data.
+        sources: give the source of each row as well.
 
     Attributes:
         next_number: number of the first row of the next batch.
@@ -142,20 +173,20 @@ class Loader:
         ValueError: the processes don't divide batch, streams or start; while iterating: what can't be read, with its shard.
     """
 
-    def __init__(self, rows: Rows, shape: LoaderShape, workers: int):
+    def __init__(self, rows: Rows, shape: LoaderShape, workers: int, masks: Masks = NO_MASKS, sources: bool = False):
         check_processes(shape.world_size, shape.global_batch_size, shape.streams)
         if workers < 0:
             raise ValueError(f"--workers {workers}: give 0 or more")
         if shape.start % shape.world_size:
             raise ValueError(f"a run at row {shape.start} can't go on with {shape.world_size} processes; give a number that divides it")
-        self._shape, self._row_length = shape, rows.seq_len + 1
+        self._shape, self._row_length, self._contents = shape, rows.seq_len + 1, _Contents(masks, sources)
         self.workers = min(workers, shape.local_streams)
         if self.workers < workers:
             idle = workers - self.workers
             _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
         self.next_number, self.wait_seconds = shape.start, 0.0
         self._pin = torch.cuda.is_available()
-        self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape))
+        self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape, self._contents))
 
     def _start(self, parts: _WorkerParts) -> Iterator[_Part]:
         if self.workers == 0:
@@ -164,31 +195,28 @@ class Loader:
         generator = torch.Generator()
         return iter(webdataset.WebLoader(parts, batch_size=None, num_workers=self.workers, prefetch_factor=_PREFETCH, generator=generator))
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         for start in self._shape.batch_starts(self.next_number):
             began = time.perf_counter()
-            tokens = self._assemble(start)
+            batch = self._assemble(start)
             self.next_number = start + self._shape.global_batch_size
             self.wait_seconds += time.perf_counter() - began
-            yield tokens
+            yield batch
 
-    def _assemble(self, start: int) -> torch.Tensor:
-        """The batch at `start`: int64 [local_batch_size, seq_len + 1]."""
-        batch = torch.empty((self._shape.local_batch_size, self._row_length), dtype=torch.int64, pin_memory=self._pin)
+    def _assemble(self, start: int) -> Batch:
+        """The batch at `start`, put together from the workers' parts."""
+        batch = self._contents.empty(self._shape.local_batch_size, self._row_length, self._pin)
         workers = max(1, self.workers)
         owner = self._shape.workers_of(self._shape.numbers(start), workers)
         for worker in range(workers):
             if self._parts is None:
                 raise ValueError("the loader is closed")
             part = self._next_part(self._parts)
-            if part.tokens is None:
+            if part.batch is None:
                 self.close()
                 raise ValueError(part.problem)
             assert (part.worker, part.start) == (worker, start), "a worker's part is out of order"
-            if workers == 1:
-                batch.copy_(part.tokens)
-            else:
-                batch[torch.from_numpy(np.flatnonzero(owner == worker))] = part.tokens.to(torch.int64)
+            batch.put(slice(None) if workers == 1 else torch.from_numpy(np.flatnonzero(owner == worker)), part.batch)
         return batch
 
     def _next_part(self, parts: Iterator[_Part]) -> _Part:

@@ -29,6 +29,10 @@ class RowReader(Protocol):
         """
         ...
 
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [n]: index of each row's source, among the sources of the run."""
+        ...
+
     def close(self) -> None:
         """Close what is open."""
         ...
@@ -91,6 +95,11 @@ class _PlannedReader:
             self._shards.read_row(self._files[source][shard], row, out[slot])
         return out
 
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        ahead = self._ahead
+        places = (divmod(number, self._plan.streams) for number in numbers.tolist())
+        return np.array([self._locate(stream, at // ahead).source[at % ahead] for at, stream in places], dtype=np.int64)
+
     def _locate(self, stream: int, piece: int) -> Located:
         """Where a stream's rows of a piece of `_ahead` positions lie; its last piece is kept."""
         kept = self._located.get(stream)
@@ -136,6 +145,9 @@ class _FileOrderReader:
                 self._shards.read_row(rows.files[shard], number - before, out[slot])
         return out
 
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        return np.zeros(len(numbers), dtype=np.int64)
+
     def close(self) -> None:
         self._shards.close()
 
@@ -155,6 +167,10 @@ class SyntheticRows:
         """int32 [n, seq_len + 1] for int64 numbers [n]."""
         keys = keyed.key(self.seed, "synthetic", numbers)[:, None]
         return (keyed.bits(keys, np.arange(self.seq_len + 1)) % np.uint64(self.vocab_size)).astype(np.int32)
+
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        """Zeros: there is one source."""
+        return np.zeros(len(numbers), dtype=np.int64)
 
     def close(self) -> None:
         """Nothing is open."""

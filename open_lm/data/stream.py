@@ -211,7 +211,7 @@ class ShardReader:
 
     def _check_ids(self, tokens: np.ndarray, index: ShardIndex, member: int) -> None:
         high, low = int(tokens.max()), int(tokens.min()) if tokens.dtype.kind == "i" else 0
-        if high < self._vocab_size and low >= MASKED:
+        if high < self._vocab_size and low >= (-self._vocab_size if index.dtypes else MASKED):
             return
         bad = high if high >= self._vocab_size else low
         raise ValueError(

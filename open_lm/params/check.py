@@ -34,9 +34,6 @@ MOOT = {
 _NOT_YET = {
     "scan_remote_shards": "remote shards are not read yet; copy them to a local folder",
     "allow_pipe": "`pipe:` is not read yet; write the shards to a local folder",
-    "target_mask_left": "loss masks are not built yet",
-    "target_mask_individual": "loss masks are not built yet",
-    "squash_mask_left": "loss masks are not built yet",
     "ignore_parse_errors": "every unreadable member still stops the run; repair or remove the shard",
     "data_tolerate_error_p": "every unreadable shard still stops the run; repair or remove it",
     "data_tolerate_num_ckpts": "every unreadable shard still stops the run; repair or remove it",
@@ -107,6 +104,7 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--train-num-samples: needed with --dataset-resampled or synthetic data, which have no end of their own"
     if v["train_data_upsampling_factors"] and not v["dataset_resampled"]:
         yield "--train-data-upsampling-factors: only for --dataset-resampled"
+    yield from _mask_contradictions(v)
     if v["precision"] == "fp32" and v["fsdp_amp"]:
         yield "--precision fp32 with --fsdp-amp: contradict each other; use --precision amp_bfloat16, or leave --fsdp-amp out"
     for name in ("fsdp_amp", "fsdp_pure_bf16", "fsdp_cpu_offload"):
@@ -121,6 +119,18 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     unknown = {r for item in v["report_to"] for r in item.split(",")} - {"", "tensorboard", "wandb", "all"}  # type: ignore[attr-defined]
     if unknown:
         yield f"--report-to {','.join(sorted(unknown))}: choose from tensorboard, wandb, all"
+
+
+def _mask_contradictions(v: dict[str, object]) -> Iterator[str]:
+    left, individual = v["target_mask_left"], v["target_mask_individual"]
+    if v["squash_mask_left"] and left is None:
+        yield "--squash-mask-left: needs --target-mask-left, whose token it takes out of the rows"
+    if left is not None and left == individual:
+        yield f"--target-mask-left and --target-mask-individual {left}: give two ids, or leave one out"
+    if v["document_mask"] and v["dataset_type"] == "synthetic":
+        yield "--document-mask: synthetic tokens have no end of text; leave it out"
+    if v["document_mask"] and v["attn_name"] == "xformers_attn":
+        yield "--document-mask with --attn-name xformers_attn: not built; use --attn-name auto"
 
 
 def _out_of_range(v: dict[str, object]) -> Iterator[str]:

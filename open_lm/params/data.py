@@ -47,11 +47,13 @@ class DataParams:
     allow_pipe: bool = False
     """Allow `pipe:COMMAND` as training data."""
     target_mask_left: int | None = None
-    """Mask every target up to and including the last token with this id."""
+    """Train on no target up to and including the last token with this id in a row. This and the next three leave validation alone."""
     target_mask_individual: int | None = None
-    """Mask the targets that have this id."""
+    """Train on no target that has this id."""
     squash_mask_left: bool = False
-    """With --target-mask-left: remove that token from the inputs as well."""
+    """With --target-mask-left: take that token out of the rows, which close the gap, after it has done its work."""
+    document_mask: bool = False
+    """Let a token attend inside its own document only; documents end with the end of text of the shards."""
     ignore_parse_errors: bool = False
     """Go on after members that can't be read."""
     data_tolerate_error_p: float = 0.0
