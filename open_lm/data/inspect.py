@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +97,7 @@ def batch(run: str | Path, step: int, *, rank: int = 0, world_size: int = 1, slo
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """The data of one plan of the run, whose rows [first, stop) are its positions from 0 on; `names` of the sources as the run gave them."""
+    """The data of one plan, whose positions from 0 on are rows [first, stop) of the run; `names` of its sources as the run gave them."""
 
     first: int
     stop: int | None
@@ -266,16 +265,14 @@ class _Members:
     """The names of a local shard's token members, and which sequence lies in which."""
 
     def __init__(self, shard: Path, key: str):
-        self._shard, self._key = shard, key
-        self._index: ShardIndex = read_index(shard, key)
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return [name for name, _, _ in list_members(self._shard) if (split_name(name) or ("", ""))[1] == self._key]
+        self._names = [name for name, _, _ in list_members(shard) if (split_name(name) or ("", ""))[1] == key]
+        self._index: ShardIndex | None = read_index(shard, key) if key == "npy" else None
 
     def name_of(self, sequence: int) -> str:
+        if self._index is None:
+            return self._names[sequence]
         member, place = self._index.member_of(sequence)
-        return f"{self._names[member]}[{place}]" if self._index.dtypes else self._names[member]
+        return f"{self._names[member]}[{place}]"
 
 
 def _slots(rank: int, world_size: int, size: int, only: Sequence[int]) -> np.ndarray:
