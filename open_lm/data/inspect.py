@@ -24,7 +24,7 @@ from open_lm.data.plan import differences
 from open_lm.params.data import DataParams
 from open_lm.params.fields import UserError
 from open_lm.shards.index import ShardIndex, list_members, read_index
-from open_lm.shards.members import split_name
+from open_lm.shards.members import MASKED, split_name
 from open_lm.tokenizer import Tokenizer, load_tokenizer
 
 SYNTHETIC = "synthetic tokens: a function of seed and number, from no shard and no document"
@@ -247,10 +247,12 @@ class RunData:
         if isinstance(pieces, str):
             notes.append(pieces)
         told = opened.names[source]
-        known = None if isinstance(pieces, str) else pieces
-        return InspectedRow(
-            slot, number, source, shard, row, told, name, self._member(name, file.key, sequence), sequence, begin, tokens, known
-        )
+        known, member = None if isinstance(pieces, str) else pieces, ""
+        if (tokens == MASKED).all():
+            notes.append(f"row {number} is masked throughout: it is padding, or it can't be read and the run's options allow that")
+        else:
+            member = self._member(name, file.key, sequence)
+        return InspectedRow(slot, number, source, shard, row, told, name, member, sequence, begin, tokens, known)
 
     def _member(self, shard: str, key: str, sequence: int) -> str:
         if not shard.startswith("/"):
