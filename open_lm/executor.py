@@ -112,7 +112,9 @@ class LocalExecutor:
     def _ready_pool(self) -> concurrent.futures.ProcessPoolExecutor:
         if self._pool is None:
             self.start()
-            self._pool = concurrent.futures.ProcessPoolExecutor(self.workers, mp_context=self._context, initializer=_start_worker)
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self.workers, mp_context=self._context, initializer=_start_worker, initargs=(dict(os.environ),)
+            )
         return self._pool
 
     def _start_server(self) -> multiprocessing.context.BaseContext:
@@ -180,8 +182,10 @@ def _set_environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker() -> None:
-    """In each worker: one thread; an interrupt of the terminal is the first process's affair; no life after its death."""
+def _start_worker(environment: dict[str, str]) -> None:
+    """In each worker: the first process's environment as it is now (the server has that of its start: other credentials, perhaps);
+    one thread; an interrupt of the terminal is the first process's affair; no life after its death."""
+    os.environ.update(environment)
     _one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -121,3 +121,16 @@ def wait_for(condition, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def see(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+@pytest.mark.slow
+def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalExecutor(2) as executor:
+        executor.wait()  # the fork server is there, with the environment of now
+    monkeypatch.setenv("OPENLM_TEST_VALUE", "late")
+    with LocalExecutor(2) as executor:
+        assert list(executor.map(see, ["OPENLM_TEST_VALUE"])) == [(0, "late")]

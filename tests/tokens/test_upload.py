@@ -125,8 +125,9 @@ def test_kill_9_at_random_moments_of_an_upload_ends_with_the_same_bytes(
     started = time.monotonic()
     assert start(repo, {**options, "out": s3.url("timed")}).wait(timeout=120) == 0
     seconds = time.monotonic() - started
-    kill_at_random_moments(lambda: start(repo, {**options, "out": s3.url("data")}), seed=KILLS, seconds=seconds)
-    assert remote_files(s3, "data/32-v1") == local_files(tmp_path / "local/32-v1")
+    made = kill_at_random_moments(lambda i: start(repo, {**options, "out": s3.url(f"data-{i}")}), seed=KILLS, seconds=seconds)
+    for i in range(made):
+        assert remote_files(s3, f"data-{i}/32-v1") == local_files(tmp_path / "local/32-v1")
 
 
 def test_input_is_read_from_s3_and_the_web(s3: Any, web: Any, tmp_path: Path, corpus: list[str], tokenizer_file: Path) -> None:
