@@ -39,8 +39,9 @@ def step_of(model: Transformer, **config: Any) -> Step:
 
 
 def masked() -> Tensor:
+    """A row with a masked beginning, which the rest of it is predicted from, and a row that is masked all through."""
     tokens = TOKENS.clone()
-    tokens[0, 3:] = ~tokens[0, 3:]
+    tokens[0, :6] = ~tokens[0, :6]
     tokens[3] = ~tokens[3]
     return tokens
 
@@ -54,7 +55,7 @@ def test_losses_of_sources_are_sums_over_their_rows(accum_freq: int, z_loss: flo
         losses = F.cross_entropy(logits.transpose(1, 2), TOKENS[:, 1:], reduction="none") * (tokens[:, 1:] >= 0)
     result = step_of(model, accum_freq=accum_freq, z_loss=z_loss, sources=4)(Batch(tokens, DOCUMENTS, SOURCES), 1e-3)
     nats, counts = result.by_source
-    assert counts.tolist() == [24, 2 + 12, 0, 12]
+    assert counts.tolist() == [24, 7 + 12, 0, 12]
     for source in range(4):
         assert float(nats[source]) == pytest.approx(float(losses[source == SOURCES].sum()), rel=1e-5)
     if not z_loss:
