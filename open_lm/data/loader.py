@@ -19,6 +19,7 @@ import torch
 import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
+from open_lm.data.losses import NOTHING_LOST, Lost
 from open_lm.data.rows import Rows
 from open_lm.shards.members import MASKED
 
@@ -94,12 +95,14 @@ def validation_shape(count: int, *, rank: int, world_size: int, global_batch_siz
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A worker's rows of the batch at `start`: int32 [n, seq_len + 1]; or why it can't go on."""
+    """A worker's rows of the batch at `start`: int32 [n, seq_len + 1]; or why it can't go on. `fetched_bytes`: so far, from elsewhere."""
 
     worker: int
     start: int
     tokens: torch.Tensor | None = None
     problem: str = ""
+    lost: Lost = NOTHING_LOST
+    fetched_bytes: int = 0
 
 
 class _WorkerParts(IterableDataset[_Part]):
@@ -121,7 +124,7 @@ class _WorkerParts(IterableDataset[_Part]):
                 except (ValueError, OSError) as error:  # a line for the user instead of a traceback of two processes
                     yield _Part(worker, start, problem=str(error))
                     return
-                yield _Part(worker, start, tokens)
+                yield _Part(worker, start, tokens, lost=reader.losses.take(), fetched_bytes=reader.fetched_bytes)
         finally:
             reader.close()
 
@@ -133,16 +136,19 @@ class Loader:
         rows: what is read.
         shape: which rows of it.
         workers: processes that read; 0 reads in this one. At most one for each stream of the process is started.
+        tolerate: share of this process's rows of the whole run that may be lost, where `rows` masks what can't be read.
 
     Attributes:
         next_number: number of the first row of the next batch.
         wait_seconds: time that the caller has waited for batches.
+        lost_rows: rows of this process that could not be read and are fully masked.
+        fetched_bytes: that this process and its workers brought from elsewhere.
 
     Raises:
         ValueError: the processes don't divide batch, streams or start; while iterating: what can't be read, with its shard.
     """
 
-    def __init__(self, rows: Rows, shape: LoaderShape, workers: int):
+    def __init__(self, rows: Rows, shape: LoaderShape, workers: int, tolerate: float = 0.0):
         check_processes(shape.world_size, shape.global_batch_size, shape.streams)
         if workers < 0:
             raise ValueError(f"--workers {workers}: give 0 or more")
@@ -154,6 +160,8 @@ class Loader:
             idle = workers - self.workers
             _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
         self.next_number, self.wait_seconds = shape.start, 0.0
+        self._tolerate, self.lost_rows, self._why = tolerate, 0, ""
+        self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
         self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape))
 
@@ -163,6 +171,10 @@ class Loader:
         # its own generator: torch's global one is the model's, and stays the same with any number of workers
         generator = torch.Generator()
         return iter(webdataset.WebLoader(parts, batch_size=None, num_workers=self.workers, prefetch_factor=_PREFETCH, generator=generator))
+
+    @property
+    def fetched_bytes(self) -> int:
+        return sum(self._fetched)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for start in self._shape.batch_starts(self.next_number):
@@ -185,11 +197,41 @@ class Loader:
                 self.close()
                 raise ValueError(part.problem)
             assert (part.worker, part.start) == (worker, start), "a worker's part is out of order"
+            self._fetched[worker] = part.fetched_bytes
+            self._lose(part.lost)
             if workers == 1:
                 batch.copy_(part.tokens)
             else:
                 batch[torch.from_numpy(np.flatnonzero(owner == worker))] = part.tokens.to(torch.int64)
         return batch
+
+    def log_lines(self) -> list[str]:
+        """What the log says about this process's data when it is through."""
+        lines = [f"data: {self.lost_rows} rows of this process were lost and masked"] if self.lost_rows else []
+        if self.fetched_bytes:
+            rows = (self.next_number - self._shape.start) // self._shape.world_size
+            each = self.fetched_bytes / max(1, rows)
+            lines.append(
+                f"data: this process fetched {self.fetched_bytes / 1e9:.3f} GB from elsewhere for {rows} rows, {each:,.0f} bytes a row"
+            )
+        return lines
+
+    def _lose(self, lost: Lost) -> None:
+        """Count and name lost rows. Raises ValueError above the share that may be lost."""
+        if not lost.rows:
+            return
+        for why in lost.why:
+            _log.warning(f"{why}; its rows are masked")
+            self._why = why
+        self.lost_rows += lost.rows
+        end = self._shape.stop or self.next_number + self._shape.global_batch_size
+        rows = end // self._shape.world_size
+        if self.lost_rows > self._tolerate * rows:
+            self.close()
+            raise ValueError(
+                f"{self._why}; {self.lost_rows} rows are lost, more than --data-tolerate-error-p "
+                f"{self._tolerate:g} of this process's {rows} rows"
+            )
 
     def _next_part(self, parts: Iterator[_Part]) -> _Part:
         try:
