@@ -67,7 +67,7 @@ def cache_config(folder: str | None, size: str | None) -> CacheConfig:
 
     Args:
         folder: `--data-cache`; None for a private temporary folder of this process.
-        size: `--data-cache-size`; None for half of what is free on the disk.
+        size: `--data-cache-size`; None for half of what is free on the disk, of which private folders have equal parts.
 
     Raises:
         ValueError: an impossible folder or size.
@@ -79,7 +79,8 @@ def cache_config(folder: str | None, size: str | None) -> CacheConfig:
         path.mkdir(parents=True, exist_ok=True)
         if size is None:
             kept = sum(status.st_size for _, status in _shards(path))
-            return CacheConfig(path, (kept + shutil.disk_usage(path).free) // 2)
+            sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if folder is None else 1  # torchrun's processes on this machine
+            return CacheConfig(path, (kept + shutil.disk_usage(path).free) // (2 * sharing))
     except OSError as error:
         raise ValueError(f"--data-cache {folder}: can't be used: {error}") from None
     try:

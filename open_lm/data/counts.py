@@ -130,7 +130,9 @@ def _scanned_remote(folder: str, shards: Sequence[Remote], key: str) -> dict[str
     cache = _cache_file(folder, key)
     with _alone(cache), ThreadPoolExecutor(_AT_ONCE) as pool:
         remembered = _read_cache(cache, (int, str, int, int, str))
-        states = {shard: [stored.size, stored.stamp] for shard, stored in zip(shards, pool.map(storage.stat, shards))}
+        states: dict[Remote, list[Any]] = {
+            shard: [stored.size, stored.stamp] for shard, stored in zip(shards, pool.map(storage.stat, shards))
+        }
         fresh = [shard for shard in shards if remembered.get(shard.name, [])[:2] != states[shard]]
         if fresh:
             size = sum(states[shard][0] for shard in fresh) / 1e9
@@ -163,8 +165,12 @@ def _read_cache(cache: Path, kinds: tuple[type, ...]) -> dict[str, list[Any]]:
         values = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no cache, or a damaged one: the shards are counted again
         return {}
-    whole = isinstance(values, dict) and all(isinstance(v, list) and [type(x) for x in v] == [*kinds] for v in values.values())
+    whole = isinstance(values, dict) and all(_is_of(value, kinds) for value in values.values())
     return values if whole else {}
+
+
+def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, list) and tuple(type(item) for item in value) == kinds
 
 
 def _write_cache(cache: Path, values: dict[str, list[Any]]) -> None:

@@ -141,6 +141,7 @@ class Loader:
     Attributes:
         next_number: number of the first row of the next batch.
         wait_seconds: time that the caller has waited for batches.
+        tolerate: as given.
         lost_rows: rows of this process that could not be read and are fully masked.
         fetched_bytes: that this process and its workers brought from elsewhere.
 
@@ -160,7 +161,7 @@ class Loader:
             idle = workers - self.workers
             _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
         self.next_number, self.wait_seconds = shape.start, 0.0
-        self._tolerate, self.lost_rows, self._why = tolerate, 0, ""
+        self.tolerate, self.lost_rows, self._why = tolerate, 0, ""
         self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
         self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape))
@@ -226,11 +227,11 @@ class Loader:
         self.lost_rows += lost.rows
         end = self._shape.stop or self.next_number + self._shape.global_batch_size
         rows = end // self._shape.world_size
-        if self.lost_rows > self._tolerate * rows:
+        if self.lost_rows > self.tolerate * rows:
             self.close()
             raise ValueError(
                 f"{self._why}; {self.lost_rows} rows are lost, more than --data-tolerate-error-p "
-                f"{self._tolerate:g} of this process's {rows} rows"
+                f"{self.tolerate:g} of this process's {rows} rows"
             )
 
     def _next_part(self, parts: Iterator[_Part]) -> _Part:
