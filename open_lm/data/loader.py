@@ -114,7 +114,7 @@ class _WorkerParts(IterableDataset[_Part]):
     def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        reader = self._rows.reader(-(-self._shape.local_streams // workers))
+        reader = self._rows.reader(-(-self._shape.local_streams // workers), self._shape.stop)
         try:
             for start in self._shape.batch_starts(self._shape.start):
                 numbers = self._shape.numbers(start)
@@ -213,7 +213,7 @@ class Loader:
             rows = (self.next_number - self._shape.start) // self._shape.world_size
             each = self.fetched_bytes / max(1, rows)
             lines.append(
-                f"data: this process fetched {self.fetched_bytes / 1e9:.3f} GB from elsewhere for {rows} rows, {each:,.0f} bytes a row"
+                f"data: this process fetched {self.fetched_bytes / 1e6:,.1f} MB from elsewhere for {rows} rows, {each:,.0f} bytes a row"
             )
         return lines
 

@@ -60,8 +60,8 @@ class Rows(Protocol):
         """Tokens of a row less one."""
         ...
 
-    def reader(self, streams: int) -> RowReader:
-        """A reader for so many streams in turns."""
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
+        """A reader for so many streams in turns. No number from `stop` on is read."""
         ...
 
 
@@ -85,8 +85,8 @@ class PlannedRows:
     def seq_len(self) -> int:
         return self.plan.seq_len
 
-    def reader(self, streams: int) -> RowReader:
-        return _PlannedReader(self, streams)
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
+        return _PlannedReader(self, streams, stop)
 
 
 def _positions_ahead(plan: Plan) -> int:
@@ -126,11 +126,12 @@ class _ShardRows:
 
 
 class _PlannedReader(_ShardRows):
-    def __init__(self, rows: PlannedRows, streams: int):
+    def __init__(self, rows: PlannedRows, streams: int, stop: int | None):
         fetcher, at_once = _fetcher(rows.files, rows.access.cache), 16 + 2 * streams * len(rows.files)
         super().__init__(ShardReader(rows.plan.seq_len, rows.vocab_size, at_once, fetcher, rows.access.verify), fetcher, rows.access)
         self._plan, self._files = rows.plan, rows.files
         self._ahead = _positions_ahead(rows.plan)
+        self._end = None if stop is None else -(-stop // rows.plan.streams)
         self._located: dict[tuple[int, int], tuple[int, Located]] = {}
         self._fetched_to: dict[int, int] = {}
         self._entered: dict[int, tuple[int, int]] = {}
@@ -162,6 +163,7 @@ class _PlannedReader(_ShardRows):
     def _look_ahead(self, position: int, stream: int) -> None:
         """Begin to fetch the shards of the positions up to `_LOOK_AHEAD` further on."""
         end = position + min(_LOOK_AHEAD, self._ahead)
+        end = end if self._end is None else min(end, self._end)
         for at in range(max(position, self._fetched_to.get(stream, 0)), end):
             source, shard, _ = self._place(stream, at)
             if self._entered.get(stream) != (source, shard):
@@ -186,7 +188,7 @@ class FileOrderRows:
     vocab_size: int
     access: Access = DEFAULT_ACCESS
 
-    def reader(self, streams: int) -> RowReader:
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
         return _FileOrderReader(self)
 
 
@@ -224,7 +226,7 @@ class SyntheticRows:
     seq_len: int
     vocab_size: int
 
-    def reader(self, streams: int) -> RowReader:
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
         return self
 
     def read(self, numbers: np.ndarray) -> np.ndarray:

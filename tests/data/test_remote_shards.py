@@ -7,15 +7,16 @@ import logging
 import multiprocessing
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from open_lm.data.access import Access
 from open_lm.data.dataset import TrainData, build_train_data, build_validation_data
 from open_lm.data.loader import MASKED, Loader, LoaderShape, validation_shape
+from open_lm.data.places import Remote
 from open_lm.params.data import DataParams, ValidationParams
 from open_lm.shards.manifest_command import main as make_manifest
 
@@ -320,5 +321,41 @@ def test_a_folder_elsewhere_is_told_apart_from_its_shards(remote) -> None:
     assert "no file matches" in refuses(f"{remote[0]}/no*.tar")
 
 
-def test_access_denied_by_default() -> None:
-    assert not Access().allow_pipe and not Access().lose_shards
+def test_processes_without_a_common_cache_fetch_at_most_what_the_start_of_the_log_says(remote, faults, tmp_path: Path) -> None:
+    fetched = 0
+    for rank in range(4):
+        data = build(f"{remote[0]}/*.tar", data_streams=8, data_cache=str(tmp_path / f"kept{rank}"))
+        faults.requests.clear()
+        with Loader(data.rows, LoaderShape(rank, 4, 8, 8, 0, 48), 0) as loader:
+            list(loader)
+        fetched += sum(reads(faults, f"shard-000{i}.tar") for i in range(4))
+    assert 4 < fetched <= 4 + 8 - 1 and "up to 2.8 times" in data.log_lines()[-1]
+
+
+def test_the_next_shard_is_fetched_before_it_is_needed(s3, faults, write_shards: Write) -> None:
+    url = put(s3, with_manifest(write_shards([300, 300])))
+    data = build(f"{url}/*.tar", data_streams=1, disable_buffer=True)
+    faults.requests.clear()
+    with Loader(data.rows, LoaderShape(0, 1, 8, 1, 0, 600), 0) as loader:
+        batches = iter(loader)
+        read = torch.cat([next(batches) for _ in range(15)])
+        assert sum(reads(faults, f"shard-000{i}.tar") for i in range(2)) == 1
+        read = torch.cat([read, *(next(batches) for _ in range(15))])
+        deadline = time.monotonic() + 5
+        while sum(reads(faults, f"shard-000{i}.tar") for i in range(2)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len({row // 300 for row in read[:, 0].tolist()}) == 1, "no row of the second shard was read"
+    assert all(reads(faults, f"shard-000{i}.tar") == 1 for i in range(2))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("s3://b/d/a.tar", "a.tar"),
+        ("https://h/d/a.tar?signature=x/y.tar", "a.tar"),
+        ("pipe:aws s3 cp s3://b/d/a.tar -", "a.tar"),
+        ("pipe:cat 'my d/a b.tar'", "a b.tar"),
+    ],
+)
+def test_a_place_has_the_name_that_its_manifest_knows(place: str, name: str) -> None:
+    assert Remote(place).name == name

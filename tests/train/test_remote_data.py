@@ -40,7 +40,7 @@ def test_a_run_over_a_failing_network_has_the_losses_of_local_files(
         faults.add(what, times=2, method="GET", path=f"shard-{shard}.tar")
     ok(run_on(bench, "remote", "--train-data", url, "--val-data", url))
     assert bench.metrics("remote") == bench.metrics("local")
-    assert "4 shards (0.00 GB) come from elsewhere" in bench.log("remote") and "GB from elsewhere for 40 rows" in bench.log("remote")
+    assert "4 shards (0.00 GB) come from elsewhere" in bench.log("remote") and "MB from elsewhere for 40 rows" in bench.log("remote")
     assert not any(fault.times for fault in faults.plan)
     assert list((tmp_path / "t").glob("open_lm-shards-*")) == []
 
