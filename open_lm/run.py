@@ -16,6 +16,7 @@ from torch import nn
 from open_lm import __version__
 from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, read_run_state, state_tensors
 from open_lm.checkpoint.weights import load_weights, read_weights
+from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
 from open_lm.data.loader import Loader, LoaderShape, check_processes
@@ -110,7 +111,8 @@ def prepare(params: Params, world: World) -> Job:
     streams = params.data.data_streams or (resumed[1].plan.get("streams") if resumed else None)
     asked = replace(params.data, data_streams=streams)
     data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
-    validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, **sizes)
+    access = problems.attempt(access_of, params.data)
+    validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
     length, masks = None, None
     if config and data:
         masks = problems.attempt(
@@ -246,12 +248,15 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
     )
     step = Step(model, optimizer, config, world)
     with ExitStack() as stack:
-        loader = stack.enter_context(Loader(job.data.rows, shape, params.data.workers, job.masks, bool(job.source_names)))
+        tolerate = params.data.data_tolerate_error_p
+        loader = stack.enter_context(Loader(job.data.rows, shape, params.data.workers, tolerate, job.masks, bool(job.source_names)))
         callbacks = make_callbacks(job, model, optimizer, loader)
         for callback in callbacks:
             stack.callback(callback.close)
         schedule = make_schedule(params.optimizer, length)
         end = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, start, callbacks)
+        for line in loader.log_lines():
+            logging.info(line)
     logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {job.folder.checkpoints}")
 
 

@@ -20,6 +20,7 @@ import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from open_lm.data.batch import Batch
+from open_lm.data.losses import NOTHING_LOST, Lost
 from open_lm.data.masks import NO_MASKS, Masks
 from open_lm.data.rows import RowReader, Rows
 from open_lm.shards.members import MASKED
@@ -96,12 +97,14 @@ def validation_shape(count: int, *, rank: int, world_size: int, global_batch_siz
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A worker's rows of the batch at `start`, its tokens int32; or why it can't go on."""
+    """A worker's rows of the batch at `start`, its tokens int32; or why it can't go on. `fetched_bytes`: so far, from elsewhere."""
 
     worker: int
     start: int
     batch: Batch | None = None
     problem: str = ""
+    lost: Lost = NOTHING_LOST
+    fetched_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class _WorkerParts(IterableDataset[_Part]):
     def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        reader = self._rows.reader(-(-self._shape.local_streams // workers))
+        reader = self._rows.reader(-(-self._shape.local_streams // workers), self._shape.stop)
         try:
             for start in self._shape.batch_starts(self._shape.start):
                 numbers = self._shape.numbers(start)
@@ -150,7 +153,7 @@ class _WorkerParts(IterableDataset[_Part]):
                 except (ValueError, OSError) as error:  # a line for the user instead of a traceback of two processes
                     yield _Part(worker, start, problem=str(error))
                     return
-                yield _Part(worker, start, batch)
+                yield _Part(worker, start, batch, lost=reader.losses.take(), fetched_bytes=reader.fetched_bytes)
         finally:
             reader.close()
 
@@ -164,16 +167,28 @@ class Loader:
         workers: processes that read; 0 reads in this one. At most one for each stream of the process is started.
         masks: of targets and documents, for training data.
         sources: give the source of each row as well.
+        tolerate: share of this process's rows of the whole run that may be lost, where `rows` masks what can't be read.
 
     Attributes:
         next_number: number of the first row of the next batch.
         wait_seconds: time that the caller has waited for batches.
+        tolerate: as given.
+        lost_rows: rows of this process that could not be read and are fully masked.
+        fetched_bytes: that this process and its workers brought from elsewhere.
 
     Raises:
         ValueError: the processes don't divide batch, streams or start; while iterating: what can't be read, with its shard.
     """
 
-    def __init__(self, rows: Rows, shape: LoaderShape, workers: int, masks: Masks = NO_MASKS, sources: bool = False):
+    def __init__(
+        self,
+        rows: Rows,
+        shape: LoaderShape,
+        workers: int,
+        tolerate: float = 0.0,
+        masks: Masks = NO_MASKS,
+        sources: bool = False,
+    ):
         check_processes(shape.world_size, shape.global_batch_size, shape.streams)
         if workers < 0:
             raise ValueError(f"--workers {workers}: give 0 or more")
@@ -185,6 +200,8 @@ class Loader:
             idle = workers - self.workers
             _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
         self.next_number, self.wait_seconds = shape.start, 0.0
+        self.tolerate, self.lost_rows, self._why = tolerate, 0, ""
+        self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
         self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape, self._contents))
 
@@ -194,6 +211,11 @@ class Loader:
         # its own generator: torch's global one is the model's, and stays the same with any number of workers
         generator = torch.Generator()
         return iter(webdataset.WebLoader(parts, batch_size=None, num_workers=self.workers, prefetch_factor=_PREFETCH, generator=generator))
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Read from elsewhere by this process and its workers so far."""
+        return sum(self._fetched)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in self._shape.batch_starts(self.next_number):
@@ -216,8 +238,38 @@ class Loader:
                 self.close()
                 raise ValueError(part.problem)
             assert (part.worker, part.start) == (worker, start), "a worker's part is out of order"
+            self._fetched[worker] = part.fetched_bytes
+            self._lose(part.lost)
             batch.put(slice(None) if workers == 1 else torch.from_numpy(np.flatnonzero(owner == worker)), part.batch)
         return batch
+
+    def log_lines(self) -> list[str]:
+        """What the log says about this process's data when it is through."""
+        lines = [f"data: {self.lost_rows} rows of this process were lost and masked"] if self.lost_rows else []
+        if self.fetched_bytes:
+            rows = (self.next_number - self._shape.start) // self._shape.world_size
+            each = self.fetched_bytes / max(1, rows)
+            lines.append(
+                f"data: this process fetched {self.fetched_bytes / 1e6:,.1f} MB from elsewhere for {rows} rows, {each:,.0f} bytes a row"
+            )
+        return lines
+
+    def _lose(self, lost: Lost) -> None:
+        """Count and name lost rows. Raises ValueError above the share that may be lost."""
+        if not lost.rows:
+            return
+        for why in lost.why:
+            _log.warning(f"{why}; its rows are masked")
+            self._why = why
+        self.lost_rows += lost.rows
+        end = self._shape.stop or self.next_number + self._shape.global_batch_size
+        rows = end // self._shape.world_size
+        if self.lost_rows > self.tolerate * rows:
+            self.close()
+            raise ValueError(
+                f"{self._why}; {self.lost_rows} rows are lost, more than --data-tolerate-error-p "
+                f"{self.tolerate:g} of this process's {rows} rows"
+            )
 
     def _next_part(self, parts: Iterator[_Part]) -> _Part:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from open_lm.params import LogParams
@@ -21,9 +22,11 @@ from open_lm.train.step import StepResult
 
 
 class Waits(Protocol):
-    """Something that counts how long it was waited for."""
+    """Something that counts how long it was waited for, and the rows of this process that were lost, where any may be."""
 
     wait_seconds: float
+    lost_rows: int
+    tolerate: float
 
 
 class Sink(Protocol):
@@ -158,6 +161,8 @@ class MetricsLog(Nothing):
             "data_wait_seconds": waited - self.waited,
             **self._source_losses(),
         }
+        if self.waits.tolerate:
+            metrics["lost_rows"] = _over_processes(self.waits.lost_rows, result.loss.device)
         self.since, self.before, self.waited, self.bad_steps, self.by_source = now, position, waited, [], None
         if skipped:
             logging.warning(f"{skipped} of the last steps had a gradient that is not finite; their updates were left out")
@@ -180,6 +185,14 @@ class MetricsLog(Nothing):
         """Close every sink."""
         for sink in self.sinks:
             sink.close()
+
+
+def _over_processes(count: int, device: torch.device) -> int:
+    """The sum of a count of each process; all must ask for it."""
+    total = torch.tensor(count, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return int(total)
 
 
 def _log_line(m: Mapping[str, Any], length: RunLength) -> str:
