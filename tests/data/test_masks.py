@@ -127,7 +127,7 @@ def batches(data: TrainData, masks: Masks, processes: int, workers: int) -> list
     parts = []
     for rank in range(processes):
         shape = LoaderShape(rank, processes, 12, data.streams, 24, 144)
-        with Loader(data.rows, shape, workers, masks, sources=True) as loader:
+        with Loader(data.rows, shape, workers, masks=masks, sources=True) as loader:
             parts.append(list(loader))
     tensors = [[[getattr(b, name) for b in step] for name in ("tokens", "document_ids", "sources")] for step in zip(*parts, strict=True)]
     return [Batch(*(torch.stack(part, dim=1).flatten(0, 1) for part in step)) for step in tensors]

@@ -39,7 +39,7 @@ def refuses(*train_data: object, **options) -> str:
 def rows(data: TrainData, stop: int = 48, workers: int = 0, tolerate: float = 0.0, start: int = 0) -> torch.Tensor:
     """[stop - start, seq_len + 1]: the rows of a run of one process."""
     with Loader(data.rows, LoaderShape(0, 1, 8, data.streams, start, stop), workers, tolerate) as loader:
-        return torch.cat(list(loader))
+        return torch.cat([batch.tokens for batch in loader])
 
 
 def put(bucket, folder: Path, prefix: str = "d") -> str:
@@ -104,7 +104,7 @@ def test_validation_reads_remote_shards_in_file_order(remote) -> None:
     (one,) = build_validation_data(ValidationParams(val_data=(f"{remote[0]}/*.tar",)), seq_len=4, vocab_size=100)
     shape = validation_shape(one.rows.count, rank=0, world_size=1, global_batch_size=5)
     with Loader(one.rows, shape, 0) as loader:
-        assert torch.cat(list(loader))[:48, 0].tolist() == [*range(48)]
+        assert torch.cat([batch.tokens for batch in loader])[:48, 0].tolist() == [*range(48)]
 
 
 # counts
@@ -212,7 +212,7 @@ def test_openlm_defect_9_a_missing_shard_stops_the_run_or_is_lost_within_the_sha
     assert "no such file; check the pattern" in refuses(f"{url}/shard-{{0001..0002}}.tar")
     data = build_train_data(params, seq_len=4, vocab_size=10_000, global_batch_size=8)
     with caplog.at_level(logging.WARNING), Loader(data.rows, LoaderShape(0, 1, 8, 8, 0, 48), 0, tolerate=0.25) as loader:
-        found = torch.cat(list(loader))
+        found = torch.cat([batch.tokens for batch in loader])
     assert (found[gone] == MASKED).all() and torch.equal(found[~gone], local[~gone])
     assert loader.lost_rows == 12 and caplog.text.count("shard-0002.tar: no such file; its rows are masked") == 1
     with pytest.raises(ValueError, match=r"shard-0002\.tar: no such file; 1[0-2] rows are lost, more than --data-tolerate-error-p 0\.2 of"):
@@ -279,7 +279,7 @@ def test_each_shard_is_fetched_once_a_pass_however_many_streams_read_it(streams:
     data = build(f"{url}/*.tar", data_streams=streams)
     faults.requests.clear()
     with Loader(data.rows, LoaderShape(0, 1, 8, streams, 0, 48), 0) as loader:
-        assert len(torch.cat(list(loader))) == 48
+        assert len(torch.cat([batch.tokens for batch in loader])) == 48
     assert [reads(faults, f"shard-000{i}.tar") for i in range(4)] == [1] * 4
     assert loader.fetched_bytes == sum(p.stat().st_size for p in folder.glob("*.tar"))
     assert "for 48 rows" in loader.log_lines()[0]
@@ -338,9 +338,9 @@ def test_the_next_shard_is_fetched_before_it_is_needed(s3, faults, write_shards:
     faults.requests.clear()
     with Loader(data.rows, LoaderShape(0, 1, 8, 1, 0, 600), 0) as loader:
         batches = iter(loader)
-        read = torch.cat([next(batches) for _ in range(15)])
+        read = torch.cat([next(batches).tokens for _ in range(15)])
         assert sum(reads(faults, f"shard-000{i}.tar") for i in range(2)) == 1
-        read = torch.cat([read, *(next(batches) for _ in range(15))])
+        read = torch.cat([read, *(next(batches).tokens for _ in range(15))])
         deadline = time.monotonic() + 5
         while sum(reads(faults, f"shard-000{i}.tar") for i in range(2)) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
