@@ -357,3 +357,13 @@ def test_the_command_shows_writes_and_checks(place: Place, trained: Any, repo: P
     assert "the first difference is in step 1, slot" in other.stdout
     wrong = command("--step", "5", "--order-file", "o.npy")
     assert wrong.returncode == 2 and wrong.stderr.splitlines()[0].startswith("--run: missing")
+
+
+def test_a_run_over_s3_is_shown_with_its_documents(place: Place, trained: Any, s3: Any) -> None:
+    for path in sorted(place.folder.glob("a/**/*")):
+        if path.is_file():
+            s3.put(str(path.relative_to(place.folder)), path.read_bytes())
+    given = trained("remote", "--train-data", s3.url("a/16-v1/0/*.tar"))
+    found = batch("logs/remote", 7)
+    assert np.array_equal(found.tokens, given[found.first])
+    assert all(row.pieces for row in found.rows)
