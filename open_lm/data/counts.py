@@ -22,16 +22,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardCount:
-    """A shard's sequences, and where a manifest tells them its bytes and its tokens per sequence."""
+    """A shard's sequences, and where a manifest tells them its bytes, tokens per sequence and sha256."""
 
     sequences: int
     bytes: int | None = None
     tokens_per_sequence: int | None = None
+    sha256: str | None = None
 
 
 def of_entry(entry: ShardEntry) -> ShardCount:
     """What a manifest line says."""
-    return ShardCount(entry.num_sequences, entry.bytes, entry.tokens_per_sequence)
+    return ShardCount(entry.num_sequences, entry.bytes, entry.tokens_per_sequence, entry.sha256)
 
 
 def count_shards(shards: Sequence[Path], key: str) -> list[ShardCount]:

@@ -135,7 +135,7 @@ def open_source(flag: str, listing: Listing, *, seq_len: int, key: str | None, t
         raise ValueError(f"{flag} {listing.name}: holds no sequence")
     sequences = np.array([c.sequences for c in known], dtype=np.int64)
     eot_id = tokenizer.eot_id if tokenizer else OPENLM_EOT_ID
-    files = stream.ShardFiles(listing.shards, key, sequences, tuple(c.bytes for c in known), tokens, eot_id)
+    files = stream.ShardFiles(listing.shards, key, sequences, tuple(c.bytes for c in known), tokens, eot_id, tuple(c.sha256 for c in known))
     return ShardSource(listing.name, files, np.array(listing.parts), tokenizer)
 
 

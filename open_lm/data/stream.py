@@ -92,7 +92,7 @@ class ShardFile:
 
 @dataclass(frozen=True, eq=False)
 class ShardFiles:
-    """The shards of one source, in columns as long as `paths`; see `ShardFile`."""
+    """The shards of one source, in columns as long as `paths`; see `ShardFile`. `sha256` may be empty."""
 
     paths: tuple[Path, ...]
     key: str
@@ -100,6 +100,7 @@ class ShardFiles:
     bytes: tuple[int | None, ...]
     tokens: int
     eot_id: int | None
+    sha256: tuple[str | None, ...] = ()
 
     def __getitem__(self, shard: int) -> ShardFile:
         return ShardFile(self.paths[shard], self.key, int(self.sequences[shard]), self.bytes[shard], self.tokens, self.eot_id)
