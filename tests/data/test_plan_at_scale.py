@@ -159,7 +159,9 @@ def test_a_far_position_costs_what_a_near_one_does(replacement: bool) -> None:
 
 @pytest.fixture
 def big_manifest(tmp_path: Path) -> Path:
-    lines = [json.dumps({"shard": f"shard-{i:07d}", "num_sequences": 8000 + i % 192, "bytes": 1, "sha256": f"{i:064x}"}) for i in range(BIG)]
+    lines = [
+        json.dumps({"shard": f"shard-{i:07d}", "num_sequences": 8000 + i % 192, "bytes": 1, "sha256": f"{i:064x}"}) for i in range(BIG)
+    ]
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
     return tmp_path / "manifest.jsonl"
 

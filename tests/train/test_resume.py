@@ -38,6 +38,17 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     return found
 
 
+def run(bench: Any, name: str, *more: str, without: tuple[str, ...] = ("--train-data",)) -> int:
+    """`main_here` without some of the bench's own flags."""
+    from open_lm.main import main
+
+    flags = bench.flags(name, "--workers", "0")
+    for flag in without:
+        at = flags.index(flag)
+        del flags[at : at + 2]
+    return main([*flags, *more])
+
+
 def state(bench: Any, name: str, step: int) -> dict[str, Any]:
     return json.loads((bench.folder / f"logs/{name}/checkpoints/step_{step}/state.json").read_text())
 
@@ -152,9 +163,9 @@ def test_a_new_plan_of_too_few_rows_is_told_before_training(bench: Any, main_her
     assert main_here("a") == 0
     bench.copy_at("a", "b", 10)
     small = ["--resume", "latest", "--new-data-plan", "--train-data", str(bench.folder / "shards/shard-0000001.tar")]
-    assert main_here("b", *small) == 2
+    assert run(bench, "b", *small) == 2
     assert "the run reads 160 rows" in capsys.readouterr().err
-    assert main_here("b", *small, "--multiple-data-passes") == 0
+    assert run(bench, "b", *small, "--multiple-data-passes") == 0
 
 
 def test_another_sequence_length_goes_on_with_a_new_plan(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +203,7 @@ def test_the_log_tells_the_processes_a_run_may_have_and_how_often_it_reads_its_s
 
 
 def two_sources(bench: Any, *rows: int) -> list[str]:
+    """Sources whose rows are all zeros, all ones, ..."""
     flags = ["--train-data"]
     for i, count in enumerate(rows):
         shard = bench.folder / f"source{i}/shard-0000000.tar"
@@ -200,36 +212,29 @@ def two_sources(bench: Any, *rows: int) -> list[str]:
     return flags
 
 
-def without_length(bench: Any, name: str, *more: str) -> list[str]:
-    flags = bench.flags(name, "--workers", "0", *more)
-    at = flags.index("--train-num-samples")
-    return flags[:at] + flags[at + 2 :]
-
-
 def test_an_epoch_of_untold_length_ends_when_the_first_source_was_read_once(
     bench: Any, main_here: Main, read: Read, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from open_lm.main import main
-
-    flags = two_sources(bench, 40, 120)
-    assert main(without_length(bench, "a", *flags, "--train-data-mix-weights", "0.3", "0.7", "--epochs", "1")) == 0
+    flags, untold = [*two_sources(bench, 40, 120), "--epochs", "1"], ("--train-data", "--train-num-samples")
+    assert run(bench, "a", *flags, "--train-data-mix-weights", "0.3", "0.7", without=untold) == 0
     by_source = np.bincount([row[0] for _, row in read])
     assert by_source[0] in range(33, 41) and 80 < by_source[1] < 100
-    assert "1 passes in" in bench.log("a")
-    assert main(without_length(bench, "b", *flags, "--train-data-mix-weights", "0.9", "0.1", "--epochs", "1")) == 2
+    assert "source0/shard-0000000.tar: 1 passes in" in bench.log("a")
+    assert run(bench, "b", *flags, "--train-data-mix-weights", "0.9", "0.1", without=untold) == 2
     error = capsys.readouterr().err
     assert "--train-num-samples: needed for this mix" in error and "shard-0000000.tar with its 40 rows" in error
-    assert main(["--train-num-samples", "1440", *without_length(bench, "b", *flags, "--epochs", "1", "--global-batch-size", "9")]) == 0
+    assert run(bench, "b", *flags, "--train-data-mix-weights", "0.9", "0.1") == 2
+    assert "with its 40 rows needs 2 passes" in capsys.readouterr().err
 
 
 def test_several_epochs_and_sources_are_counted_together_before_training(
     bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [*two_sources(bench, 100, 1000), "--train-data-mix-weights", "1", "1", "--epochs"]
-    assert main_here("a", *flags, "3") == 2
-    assert "source0/shard-0000000.tar with its 100 rows needs 2 passes; give --multiple-data-passes" in capsys.readouterr().err
-    assert main_here("a", *flags, "2") == 0
-    assert main_here("b", *flags, "3", "--multiple-data-passes") == 0
+    flags = [*two_sources(bench, 90, 1000), "--train-data-mix-weights", "1", "1", "--epochs"]
+    assert run(bench, "a", *flags, "3") == 2
+    assert "source0/shard-0000000.tar with its 90 rows needs 2 passes; give --multiple-data-passes" in capsys.readouterr().err
+    assert run(bench, "a", *flags, "2") == 0
+    assert run(bench, "b", *flags, "3", "--multiple-data-passes") == 0
 
 
 def test_a_new_plan_is_for_a_resumed_run_only() -> None:
