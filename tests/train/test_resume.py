@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +91,19 @@ def test_a_run_with_two_batch_sizes_resumes_bit_equal(bench: Any, main_here: Mai
     assert main_here("again", *flags) == 0
     assert bench.metrics("again") == bench.metrics("whole")
     assert state(bench, "again", 23)["batches"] == state(bench, "whole", 23)["batches"]
+
+
+def test_no_epoch_is_completed_twice_or_left_out_when_the_batch_size_changes(bench: Any, main_here: Main) -> None:
+    flags = ("--train-num-samples", str(20 * 32), "--epochs", "2", "--save-every-steps", "1", "--global-batch-size")
+    for name, first, step, then, steps in (
+        ("twice", "8", 2, "2", {"epoch_2.pt": 14}),
+        ("out", "2", 9, "8", {"epoch_1.pt": 10, "epoch_2.pt": 11}),
+    ):
+        assert main_here(name, *flags, first) == 0
+        bench.copy_at(name, f"{name}-b", step)
+        assert main_here(f"{name}-b", *flags, then, "--resume", "latest") == 0
+        saved = (bench.folder / f"logs/{name}-b/checkpoints").glob("epoch_*")
+        assert {p.name: torch.load(p, weights_only=True)["step"] for p in saved} == steps
 
 
 def test_a_rest_of_less_than_a_batch_is_refused_and_a_finished_run_is_not(
