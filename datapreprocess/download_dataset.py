@@ -80,8 +80,7 @@ def main() -> int:
 
 def _run(dataset: DatasetParams, output: OutputParams) -> None:
     fractions = _check(dataset, output)
-    from open_lm.tokens.executor import LocalExecutor
-    from open_lm.tokens.options import available_cores
+    from open_lm.executor import LocalExecutor, available_cores
     from open_lm.tokens.tools.download import Wanted, download
     from open_lm.tokens.tools.hub_listing import dataset_files, dataset_folder
 

@@ -1,6 +1,6 @@
 """OpenLM: text -> tokens -> tar shards -> FSDP training -> checkpoints -> benchmark scores."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = ["load_model", "__version__"]
 

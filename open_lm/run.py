@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from open_lm import __version__
 from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, read_run_state, state_tensors
 from open_lm.checkpoint.weights import load_weights, read_weights
+from open_lm.data.access import access_of
+from open_lm.data.batch import Batch
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
 from open_lm.data.loader import Loader, LoaderShape, allowed_processes, check_processes
+from open_lm.data.masks import Masks
+from open_lm.data.source_names import source_names
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
@@ -46,6 +50,7 @@ class Job:
     config: ModelConfig
     kernel: Kernel
     data: TrainData
+    masks: Masks
     validation: tuple[ValidationSet, ...]
     length: RunLength
     lineage: Lineage
@@ -60,6 +65,11 @@ class Job:
             return Position(0, 0, 0, 0)
         state = self.resumed[1]
         return Position(state.step, state.sequences, state.tokens, epochs_complete(state, self.length))
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Of the sources whose losses are told; none where there is but one, whose loss is the run's."""
+        return source_names([source.name for source in self.data.sources]) if len(self.data.sources) > 1 else ()
 
 
 def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
@@ -104,8 +114,13 @@ def prepare(params: Params, world: World) -> Job:
     streams = params.data.data_streams or (resumed[1].plan.get("streams") if resumed else None)
     asked = replace(params.data, data_streams=streams)
     data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
-    validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, **sizes)
-    length = lineage = None
+    access = problems.attempt(access_of, params.data)
+    validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
+    length = lineage = masks = None
+    if config and data:
+        masks = problems.attempt(
+            Masks.of, params.data, config.vocab_size, {s.files.eot_id for s in data.sources if s.files.eot_id is not None}
+        )
     if config and batch and data:
         problems.attempt(check_processes, world.size, batch, data.streams)
         lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
@@ -115,8 +130,8 @@ def prepare(params: Params, world: World) -> Job:
     problems.raise_any()
     lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
     problems.raise_any()
-    assert config and kernel and data and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, validation, length, lineage, resumed, lock)
+    assert config and kernel and data and masks and length and lineage and validation is not None
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock)
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
@@ -233,22 +248,29 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
     """Train, with everything that happens beside it, and close all of it whatever happens."""
     params, world, length, start = job.params, job.world, job.length, job.start
     config = StepConfig(
-        params.batch.accum_freq, params.optimizer.grad_clip_norm, params.optimizer.z_loss_coefficient, autocast_dtype(params.parallel)
+        params.batch.accum_freq,
+        params.optimizer.grad_clip_norm,
+        params.optimizer.z_loss_coefficient,
+        autocast_dtype(params.parallel),
+        len(job.source_names),
     )
     step = Step(model, optimizer, config, world)
     with ExitStack() as stack:
-        loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers))
+        tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
+        loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources))
         callbacks = make_callbacks(job, model, optimizer, loader)
         for callback in callbacks:
             stack.callback(callback.close)
         schedule = make_schedule(params.optimizer, length)
         end = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, start, callbacks)
+        for line in loader.log_lines():
+            logging.info(line)
     logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {job.folder.checkpoints}")
 
 
-def _on_device(batches: Loader, device: torch.device) -> Iterator[Tensor]:
-    for tokens in batches:
-        yield tokens.to(device, non_blocking=True)
+def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch.to(device)
 
 
 def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loader: Loader) -> list[Callback]:
@@ -256,7 +278,7 @@ def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loa
     params, world = job.params, job.world
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
     sinks = make_sinks(params.log, job.folder, params.flat(), job.start.step) if world.is_first else []
-    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start)
+    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start, job.source_names)
     validation = InTraining(model, job.validation, validation_config(job), job.folder.checkpoints, params.model.model, log.validated)
     callbacks: list[Callback] = [
         LauncherWatch(),

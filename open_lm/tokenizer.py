@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +120,7 @@ def load_tokenizer(source: str, eot_token: str | None = None) -> Tokenizer:
 def _from_hub(name: str) -> str:
     import tokenizers
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every retry is a line or two; ours says what it came to
     try:
         return str(tokenizers.Tokenizer.from_pretrained(name).to_str())
     except Exception as error:  # tokenizers raises plain Exception for every failure

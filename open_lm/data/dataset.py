@@ -7,10 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from open_lm.data.access import Access, access_of
 from open_lm.data.mixing import BLOCK, Mix, whole_shares
 from open_lm.data.plan import Plan, Source
+from open_lm.data.remote_cost import RemoteCost, prepared
 from open_lm.data.rows import FileOrderRows, PlannedRows, Rows, SyntheticRows
-from open_lm.data.sources import Listing, ShardSource, bytes_per_token, check_tokenizers, list_manifest, list_pattern, open_source
+from open_lm.data.sources import (
+    Listing,
+    ShardSource,
+    bytes_per_token,
+    check_tokenizers,
+    list_manifest,
+    list_pattern,
+    open_source,
+    with_counts,
+)
 from open_lm.params.data import DataParams, ValidationParams
 from open_lm.params.fields import UserError
 from open_lm.tokenizer import Tokenizer, load_tokenizer
@@ -106,6 +117,8 @@ class TrainData:
             )
             line += f", {dropped} tokens of a pass fill no row" if dropped else ""
             lines.append(line + ("" if source.tokenizer else f"; no tokenizer beside it, '<|endoftext|>' is id {source.files.eot_id}"))
+        if isinstance(self.rows, PlannedRows) and self.rows.access.cache:
+            lines += RemoteCost.of(self.rows.files, self.streams, self.rows.access.cache).log_lines()
         return lines
 
 
@@ -113,7 +126,7 @@ def problems(params: DataParams) -> list[str]:
     """What is wrong with the numbers of weights and factors, a line each; no file is looked at. (`params.check` has the rest.)"""
     if params.dataset_type == "synthetic":
         return []
-    found, names = [], [*params.train_data, *params.dataset_manifest]
+    found, names = [], params.train_data or params.dataset_manifest
     weights = params.train_data_mix_weights
     if weights and len(weights) != len(names):
         found.append(f"--train-data-mix-weights: {len(weights)} weights for {len(names)} sources; give one each")
@@ -155,29 +168,40 @@ def build_train_data(params: DataParams, *, seq_len: int, vocab_size: int, globa
     if params.dataset_type == "synthetic":
         description = {"seed": params.seed, "seq_len": seq_len, "vocab_size": vocab_size, "sources": []}
         return TrainData(SyntheticRows(params.seed, seq_len, vocab_size), None, (), streams, None, description)
-    sources = _open_sources(params, seq_len)
+    access = access_of(params)
+    sources = _open_sources(params, seq_len, access)
     plan = make_plan(params, sources, seq_len, streams)
     tokenizer = next((s.tokenizer for s in sources if s.tokenizer), None)
     description = {**plan.describe(), "tokenizer_sha256": tokenizer.sha256 if tokenizer else None}
-    return TrainData(PlannedRows(plan, tuple(s.files for s in sources), vocab_size), plan, sources, streams, tokenizer, description)
+    files = tuple(s.files for s in sources)
+    access = prepared(access, files)
+    return TrainData(PlannedRows(plan, files, vocab_size, access), plan, sources, streams, tokenizer, description)
 
 
-def _open_sources(params: DataParams, seq_len: int) -> tuple[ShardSource, ...]:
+def _open_sources(params: DataParams, seq_len: int, access: Access) -> tuple[ShardSource, ...]:
     """Every source; their problems are gathered."""
     tokenizer = load_tokenizer(params.tokenizer) if params.tokenizer else None
     flag = "--train-data" if params.train_data else "--dataset-manifest"
     found: list[str] = []
     sources: list[ShardSource] = []
-    for name in params.train_data or params.dataset_manifest:
+    for index, name in enumerate(params.train_data or params.dataset_manifest):
         try:
-            listing = list_pattern(flag, name) if params.train_data else list_manifest(flag, name)
-            sources.append(open_source(flag, listing, seq_len=seq_len, key=params.data_key, tokenizer=tokenizer))
+            listing = list_pattern(flag, name, access) if params.train_data else list_manifest(flag, name)
+            if params.train_data and params.dataset_manifest:
+                listing = with_counts(listing, params.dataset_manifest[index])
+            scan = access.scan_remote
+            sources.append(open_source(flag, listing, seq_len=seq_len, key=params.data_key, tokenizer=tokenizer, scan_remote=scan))
         except (ValueError, OSError) as error:
-            found.append(str(error))
+            found.append(_with_flag(flag, name, error))
     if found:
         raise UserError(found)
     check_tokenizers(sources)
     return tuple(sources)
+
+
+def _with_flag(flag: str, name: str, error: Exception) -> str:
+    """What an error says; one of the storage doesn't know by which option its url came."""
+    return str(error) if str(error).startswith("--") else f"{flag} {name}: {error}"
 
 
 def make_plan(params: DataParams, sources: tuple[ShardSource, ...], seq_len: int, streams: int) -> Plan:
@@ -209,12 +233,13 @@ class ValidationSet:
 
 
 def build_validation_data(
-    params: ValidationParams, *, seq_len: int, vocab_size: int, tokenizer: str | None = None
+    params: ValidationParams, *, seq_len: int, vocab_size: int, tokenizer: str | None = None, access: Access | None = None
 ) -> tuple[ValidationSet, ...]:
     """Open every validation set.
 
     Args:
         tokenizer: `--tokenizer`, for shards that have none beside them.
+        access: how shards are reached, as for training.
 
     Raises:
         UserError: with every problem found.
@@ -224,18 +249,19 @@ def build_validation_data(
         raise UserError([f"--val-data-key: {len(keys)} keys for {len(params.val_data)} sets; give one, or one each"])
     if params.val_num_samples is not None and params.val_num_samples < seq_len:
         raise UserError([f"--val-num-samples {params.val_num_samples}: is in tokens, and less than one row of {seq_len}"])
-    known = load_tokenizer(tokenizer) if tokenizer else None
+    known, access = load_tokenizer(tokenizer) if tokenizer else None, access or Access()
     for index, name in enumerate(params.val_data):
         key = keys[min(index, len(keys) - 1)] if keys else None
         try:
-            listing: Listing = list_pattern("--val-data", name)
-            source = open_source("--val-data", listing, seq_len=seq_len, key=key, tokenizer=known)
+            listing: Listing = list_pattern("--val-data", name, access)
+            source = open_source("--val-data", listing, seq_len=seq_len, key=key, tokenizer=known, scan_remote=access.scan_remote)
         except (ValueError, OSError) as error:
-            found.append(str(error))
+            found.append(_with_flag("--val-data", name, error))
             continue
         ends = np.cumsum(source.files.sequences * ((source.files.tokens - 1) // seq_len))
         limit = int(ends[-1]) if params.val_num_samples is None else params.val_num_samples // seq_len
-        rows = FileOrderRows(source.files, ends, min(int(ends[-1]), limit), seq_len, vocab_size)
+        here = prepared(access, (source.files,))
+        rows = FileOrderRows(source.files, ends, min(int(ends[-1]), limit), seq_len, vocab_size, here)
         sets.append(ValidationSet(name, rows, source.tokenizer, bytes_per_token(listing.shards)))
     if found:
         raise UserError(found)

@@ -1,8 +1,8 @@
-"""Batches for one training process: `tokens: [batch, seq_len + 1] int64`, pinned where there is CUDA.
+"""Batches for one training process: `Batch` with `tokens: [batch, seq_len + 1] int64`, pinned where there is CUDA.
 
 The global batch at number s is the rows s ... s + B - 1. Process r of R has the slots r, r + R, ...: its row j is number s + r + jR.
 Its streams are dealt to worker processes, each of which reads its own rows of every batch; the parent puts them in their
-slots. Neither R nor the number of workers changes a batch.
+slots. Neither R nor the number of workers changes a batch. Masks are applied, documents numbered and sources looked up by the worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import torch
 import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from open_lm.data.rows import Rows
+from open_lm.data.batch import Batch
+from open_lm.data.losses import NOTHING_LOST, Lost
+from open_lm.data.masks import NO_MASKS, Masks
+from open_lm.data.rows import RowReader, Rows
 from open_lm.shards.members import MASKED
 
 __all__ = ["MASKED", "Loader", "LoaderShape", "allowed_processes", "check_processes", "validation_shape"]
@@ -100,34 +103,63 @@ def validation_shape(count: int, *, rank: int, world_size: int, global_batch_siz
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A worker's rows of the batch at `start`: int32 [n, seq_len + 1]; or why it can't go on."""
+    """A worker's rows of the batch at `start`, its tokens int32; or why it can't go on. `fetched_bytes`: so far, from elsewhere."""
 
     worker: int
     start: int
-    tokens: torch.Tensor | None = None
+    batch: Batch | None = None
     problem: str = ""
+    lost: Lost = NOTHING_LOST
+    fetched_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a batch holds beside the tokens as they were read."""
+
+    masks: Masks
+    sources: bool
+
+    def read(self, reader: RowReader, numbers: np.ndarray) -> Batch:
+        """The rows of some numbers, tokens int32."""
+        tokens = self.masks.apply(reader.read(numbers))
+        documents = self.masks.document_ids(tokens)
+        return Batch(
+            torch.from_numpy(tokens),
+            None if documents is None else torch.from_numpy(documents),
+            torch.from_numpy(reader.sources(numbers)) if self.sources else None,
+        )
+
+    def empty(self, rows: int, row_length: int, pin: bool) -> Batch:
+        """A batch to be filled."""
+        documents = self.masks.document_end is not None
+        return Batch(
+            torch.empty((rows, row_length), dtype=torch.int64, pin_memory=pin),
+            torch.empty((rows, row_length - 1), dtype=torch.int32, pin_memory=pin) if documents else None,
+            torch.empty(rows, dtype=torch.int64, pin_memory=pin) if self.sources else None,
+        )
 
 
 class _WorkerParts(IterableDataset[_Part]):
     """Iterated in a worker process, or in the training process when there is none."""
 
-    def __init__(self, rows: Rows, shape: LoaderShape):
-        self._rows, self._shape = rows, shape
+    def __init__(self, rows: Rows, shape: LoaderShape, contents: _Contents):
+        self._rows, self._shape, self._contents = rows, shape, contents
 
     def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        reader = self._rows.reader(-(-self._shape.local_streams // workers))
+        reader = self._rows.reader(-(-self._shape.local_streams // workers), self._shape.stop)
         try:
             for start in self._shape.batch_starts(self._shape.start):
                 numbers = self._shape.numbers(start)
                 mine = numbers[self._shape.workers_of(numbers, workers) == worker]
                 try:
-                    tokens = torch.from_numpy(reader.read(mine))
+                    batch = self._contents.read(reader, mine)
                 except (ValueError, OSError) as error:  # a line for the user instead of a traceback of two processes
                     yield _Part(worker, start, problem=str(error))
                     return
-                yield _Part(worker, start, tokens)
+                yield _Part(worker, start, batch, lost=reader.losses.take(), fetched_bytes=reader.fetched_bytes)
         finally:
             reader.close()
 
@@ -139,27 +171,43 @@ class Loader:
         rows: what is read.
         shape: which rows of it.
         workers: processes that read; 0 reads in this one. At most one for each stream of the process is started.
+        masks: of targets and documents, for training data.
+        sources: give the source of each row as well.
+        tolerate: share of this process's rows of the whole run that may be lost, where `rows` masks what can't be read.
 
     Attributes:
         next_number: number of the first row of the next batch.
         wait_seconds: time that the caller has waited for batches.
+        tolerate: as given.
+        lost_rows: rows of this process that could not be read and are fully masked.
+        fetched_bytes: that this process and its workers brought from elsewhere.
 
     Raises:
         ValueError: the processes don't divide batch and streams; while iterating: what can't be read, with its shard.
     """
 
-    def __init__(self, rows: Rows, shape: LoaderShape, workers: int):
+    def __init__(
+        self,
+        rows: Rows,
+        shape: LoaderShape,
+        workers: int,
+        tolerate: float = 0.0,
+        masks: Masks = NO_MASKS,
+        sources: bool = False,
+    ):
         check_processes(shape.world_size, shape.global_batch_size, shape.streams)
         if workers < 0:
             raise ValueError(f"--workers {workers}: give 0 or more")
-        self._shape, self._row_length = shape, rows.seq_len + 1
+        self._shape, self._row_length, self._contents = shape, rows.seq_len + 1, _Contents(masks, sources)
         self.workers = min(workers, shape.local_streams)
         if self.workers < workers:
             idle = workers - self.workers
             _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
         self.next_number, self.wait_seconds = shape.start, 0.0
+        self.tolerate, self.lost_rows, self._why = tolerate, 0, ""
+        self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
-        self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape))
+        self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape, self._contents))
 
     def _start(self, parts: _WorkerParts) -> Iterator[_Part]:
         if self.workers == 0:
@@ -168,32 +216,64 @@ class Loader:
         generator = torch.Generator()
         return iter(webdataset.WebLoader(parts, batch_size=None, num_workers=self.workers, prefetch_factor=_PREFETCH, generator=generator))
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    @property
+    def fetched_bytes(self) -> int:
+        """Read from elsewhere by this process and its workers so far."""
+        return sum(self._fetched)
+
+    def __iter__(self) -> Iterator[Batch]:
         for start in self._shape.batch_starts(self.next_number):
             began = time.perf_counter()
-            tokens = self._assemble(start)
+            batch = self._assemble(start)
             self.next_number = start + self._shape.global_batch_size
             self.wait_seconds += time.perf_counter() - began
-            yield tokens
+            yield batch
 
-    def _assemble(self, start: int) -> torch.Tensor:
-        """The batch at `start`: int64 [local_batch_size, seq_len + 1]."""
-        batch = torch.empty((self._shape.local_batch_size, self._row_length), dtype=torch.int64, pin_memory=self._pin)
+    def _assemble(self, start: int) -> Batch:
+        """The batch at `start`, put together from the workers' parts."""
+        batch = self._contents.empty(self._shape.local_batch_size, self._row_length, self._pin)
         workers = max(1, self.workers)
         owner = self._shape.workers_of(self._shape.numbers(start), workers)
         for worker in range(workers):
             if self._parts is None:
                 raise ValueError("the loader is closed")
             part = self._next_part(self._parts)
-            if part.tokens is None:
+            if part.batch is None:
                 self.close()
                 raise ValueError(part.problem)
             assert (part.worker, part.start) == (worker, start), "a worker's part is out of order"
-            if workers == 1:
-                batch.copy_(part.tokens)
-            else:
-                batch[torch.from_numpy(np.flatnonzero(owner == worker))] = part.tokens.to(torch.int64)
+            self._fetched[worker] = part.fetched_bytes
+            self._lose(part.lost)
+            batch.put(slice(None) if workers == 1 else torch.from_numpy(np.flatnonzero(owner == worker)), part.batch)
         return batch
+
+    def log_lines(self) -> list[str]:
+        """What the log says about this process's data when it is through."""
+        lines = [f"data: {self.lost_rows} rows of this process were lost and masked"] if self.lost_rows else []
+        if self.fetched_bytes:
+            rows = (self.next_number - self._shape.start) // self._shape.world_size
+            each = self.fetched_bytes / max(1, rows)
+            lines.append(
+                f"data: this process fetched {self.fetched_bytes / 1e6:,.1f} MB from elsewhere for {rows} rows, {each:,.0f} bytes a row"
+            )
+        return lines
+
+    def _lose(self, lost: Lost) -> None:
+        """Count and name lost rows. Raises ValueError above the share that may be lost."""
+        if not lost.rows:
+            return
+        for why in lost.why:
+            _log.warning(f"{why}; its rows are masked")
+            self._why = why
+        self.lost_rows += lost.rows
+        end = self._shape.stop or self.next_number + self._shape.global_batch_size
+        rows = end // self._shape.world_size
+        if self.lost_rows > self.tolerate * rows:
+            self.close()
+            raise ValueError(
+                f"{self._why}; {self.lost_rows} rows are lost, more than --data-tolerate-error-p "
+                f"{self.tolerate:g} of this process's {rows} rows"
+            )
 
     def _next_part(self, parts: Iterator[_Part]) -> _Part:
         try:

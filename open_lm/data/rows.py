@@ -6,20 +6,38 @@ They hold no open file and travel to worker processes; what `reader` returns sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from open_lm.data import keyed
+from open_lm.data.access import DEFAULT_ACCESS, Access
+from open_lm.data.cache import CacheConfig, ShardCache, cache_config
+from open_lm.data.fetching import Fetcher
+from open_lm.data.losses import Losses
 from open_lm.data.mixing import BLOCK
+from open_lm.data.places import Remote
 from open_lm.data.plan import Located, Plan
-from open_lm.data.stream import ShardFiles, ShardReader
+from open_lm.data.stream import ShardFile, ShardFiles, ShardReader
 from open_lm.shards.members import MASKED
+
+_LOOK_AHEAD = 128
+"""Positions of a stream after which a row's shard is needed that is fetched now."""
 
 
 class RowReader(Protocol):
     """Reads rows in one process."""
+
+    @property
+    def losses(self) -> Losses:
+        """Rows that could not be read and were allowed to be lost."""
+        ...
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that came from elsewhere."""
+        ...
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """int32 [n, seq_len + 1] for int64 numbers [n]; masked positions are `MASKED`.
@@ -27,6 +45,10 @@ class RowReader(Protocol):
         Raises:
             ValueError, OSError: a row can't be read; names the shard.
         """
+        ...
+
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [n]: index of each row's source, among the sources of the run."""
         ...
 
     def close(self) -> None:
@@ -42,8 +64,8 @@ class Rows(Protocol):
         """Tokens of a row less one."""
         ...
 
-    def reader(self, streams: int) -> RowReader:
-        """A reader for so many streams in turns."""
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
+        """A reader for so many streams in turns. No number from `stop` on is read."""
         ...
 
 
@@ -55,18 +77,20 @@ class PlannedRows:
         plan: numbers to rows.
         files: of each source of the plan.
         vocab_size: ids from here on are an error.
+        access: what happens to shards that can't be read, and where those from elsewhere go.
     """
 
     plan: Plan
     files: tuple[ShardFiles, ...]
     vocab_size: int
+    access: Access = DEFAULT_ACCESS
 
     @property
     def seq_len(self) -> int:
         return self.plan.seq_len
 
-    def reader(self, streams: int) -> RowReader:
-        return _PlannedReader(self, streams)
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
+        return _PlannedReader(self, streams, stop)
 
 
 def _positions_ahead(plan: Plan) -> int:
@@ -75,32 +99,85 @@ def _positions_ahead(plan: Plan) -> int:
     return min(BLOCK, max(16, 1 << (smallest // plan.streams).bit_length()))
 
 
-class _PlannedReader:
-    def __init__(self, rows: PlannedRows, streams: int):
-        self._plan, self._files = rows.plan, rows.files
-        self._shards = ShardReader(rows.plan.seq_len, rows.vocab_size, shards_at_once=16 + 2 * streams * len(rows.files))
-        self._ahead = _positions_ahead(rows.plan)
-        self._located: dict[int, tuple[int, Located]] = {}
+def _fetcher(files: tuple[ShardFiles, ...], cache: CacheConfig | None) -> Fetcher | None:
+    """What fetches the shards that lie elsewhere; None where none does."""
+    if not any(isinstance(path, Remote) for one in files for path in one.paths):
+        return None
+    return Fetcher(ShardCache(cache or cache_config(None, None)))
 
-    def read(self, numbers: np.ndarray) -> np.ndarray:
-        out = np.empty((len(numbers), self._plan.seq_len + 1), dtype=np.int32)
-        for slot, number in enumerate(numbers.tolist()):
-            position, stream = divmod(number, self._plan.streams)
-            located, place = self._locate(stream, position // self._ahead), position % self._ahead
-            source, shard, row = int(located.source[place]), int(located.shard[place]), int(located.row[place])
-            self._shards.read_row(self._files[source][shard], row, out[slot])
-        return out
 
-    def _locate(self, stream: int, piece: int) -> Located:
-        """Where a stream's rows of a piece of `_ahead` positions lie; its last piece is kept."""
-        kept = self._located.get(stream)
-        if kept is None or kept[0] != piece:
-            start = piece * self._ahead
-            kept = self._located[stream] = piece, self._plan.rows_of_stream(stream, start, start + self._ahead)
-        return kept[1]
+class _ShardRows:
+    """What both kinds of readers share: rows of shards, lost ones masked."""
+
+    def __init__(self, shards: ShardReader, fetcher: Fetcher | None, access: Access):
+        self._shards, self._fetcher = shards, fetcher
+        self.losses = Losses(access.lose_shards, access.lose_members)
+
+    @property
+    def fetched_bytes(self) -> int:
+        return self._fetcher.cache.fetched_bytes if self._fetcher else 0
+
+    def _read_row(self, shard: ShardFile, row: int, out: np.ndarray) -> None:
+        if not self.losses.read(shard.path, lambda: self._shards.read_row(shard, row, out)):
+            out[:] = MASKED
+
+    def _fetch_ahead(self, shard: ShardFile) -> None:
+        if self._fetcher and isinstance(shard.path, Remote) and not self.losses.is_lost(shard.path):
+            self._fetcher.ahead([shard.wanted])
 
     def close(self) -> None:
         self._shards.close()
+
+
+class _PlannedReader(_ShardRows):
+    def __init__(self, rows: PlannedRows, streams: int, stop: int | None):
+        fetcher, at_once = _fetcher(rows.files, rows.access.cache), 16 + 2 * streams * len(rows.files)
+        super().__init__(ShardReader(rows.plan.seq_len, rows.vocab_size, at_once, fetcher, rows.access.verify), fetcher, rows.access)
+        self._plan, self._files = rows.plan, rows.files
+        self._ahead = _positions_ahead(rows.plan)
+        self._end = None if stop is None else -(-stop // rows.plan.streams)
+        self._located: dict[tuple[int, int], tuple[int, Located]] = {}
+        self._fetched_to: dict[int, int] = {}
+        self._entered: dict[int, tuple[int, int]] = {}
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        out = np.empty((len(numbers), self._plan.seq_len + 1), dtype=np.int32)
+        if self._fetcher:
+            for number in numbers.tolist():
+                self._look_ahead(*divmod(number, self._plan.streams))
+        for slot, number in enumerate(numbers.tolist()):
+            position, stream = divmod(number, self._plan.streams)
+            source, shard, row = self._place(stream, position)
+            self._read_row(self._files[source][shard], row, out[slot])
+        return out
+
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        places = (divmod(number, self._plan.streams) for number in numbers.tolist())
+        return np.array([self._place(stream, position)[0] for position, stream in places], dtype=np.int64)
+
+    def _place(self, stream: int, position: int) -> tuple[int, int, int]:
+        """Source, shard and row at a position of a stream."""
+        located, place = self._locate(stream, position // self._ahead), position % self._ahead
+        return int(located.source[place]), int(located.shard[place]), int(located.row[place])
+
+    def _locate(self, stream: int, piece: int) -> Located:
+        """Where a stream's rows of a piece of `_ahead` positions lie; the last even and the last odd piece are kept."""
+        kept = self._located.get((stream, piece % 2))
+        if kept is None or kept[0] != piece:
+            start = piece * self._ahead
+            kept = self._located[stream, piece % 2] = piece, self._plan.rows_of_stream(stream, start, start + self._ahead)
+        return kept[1]
+
+    def _look_ahead(self, position: int, stream: int) -> None:
+        """Begin to fetch the shards of the positions up to `_LOOK_AHEAD` further on."""
+        end = position + min(_LOOK_AHEAD, self._ahead)
+        end = end if self._end is None else min(end, self._end)
+        for at in range(max(position, self._fetched_to.get(stream, 0)), end):
+            source, shard, _ = self._place(stream, at)
+            if self._entered.get(stream) != (source, shard):
+                self._entered[stream] = source, shard
+                self._fetch_ahead(self._files[source][shard])
+        self._fetched_to[stream] = end
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +186,7 @@ class FileOrderRows:
 
     Args:
         ends: int64 [shards], rows up to and including each shard.
+        access: where shards from elsewhere go. Nothing may be lost here, whatever it says.
     """
 
     files: ShardFiles
@@ -116,15 +194,18 @@ class FileOrderRows:
     count: int
     seq_len: int
     vocab_size: int
+    access: Access = DEFAULT_ACCESS
 
-    def reader(self, streams: int) -> RowReader:
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
         return _FileOrderReader(self)
 
 
-class _FileOrderReader:
+class _FileOrderReader(_ShardRows):
     def __init__(self, rows: FileOrderRows):
-        self._rows = rows
-        self._shards = ShardReader(rows.seq_len, rows.vocab_size, shards_at_once=4)
+        access, fetcher = rows.access, _fetcher((rows.files,), rows.access.cache)
+        nothing_lost = replace(access, lose_shards=False, lose_members=False)
+        super().__init__(ShardReader(rows.seq_len, rows.vocab_size, 4, fetcher, access.verify), fetcher, nothing_lost)
+        self._rows, self._entered = rows, -1
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         rows = self._rows
@@ -133,11 +214,19 @@ class _FileOrderReader:
             if number < rows.count:
                 shard = int(np.searchsorted(rows.ends, number, side="right"))
                 before = int(rows.ends[shard - 1]) if shard else 0
-                self._shards.read_row(rows.files[shard], number - before, out[slot])
+                if shard != self._entered:
+                    self._entered = shard
+                    self._fetch_next(shard)
+                self._read_row(rows.files[shard], number - before, out[slot])
         return out
 
-    def close(self) -> None:
-        self._shards.close()
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        return np.zeros(len(numbers), dtype=np.int64)
+
+    def _fetch_next(self, shard: int) -> None:
+        """Begin to fetch the shard after one, where rows of it are read."""
+        if shard + 1 < len(self._rows.ends) and int(self._rows.ends[shard]) < self._rows.count:
+            self._fetch_ahead(self._rows.files[shard + 1])
 
 
 @dataclass(frozen=True)
@@ -148,13 +237,27 @@ class SyntheticRows:
     seq_len: int
     vocab_size: int
 
-    def reader(self, streams: int) -> RowReader:
+    def reader(self, streams: int, stop: int | None = None) -> RowReader:
         return self
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """int32 [n, seq_len + 1] for int64 numbers [n]."""
         keys = keyed.key(self.seed, "synthetic", numbers)[:, None]
         return (keyed.bits(keys, np.arange(self.seq_len + 1)) % np.uint64(self.vocab_size)).astype(np.int32)
+
+    def sources(self, numbers: np.ndarray) -> np.ndarray:
+        """Zeros: there is one source."""
+        return np.zeros(len(numbers), dtype=np.int64)
+
+    @property
+    def losses(self) -> Losses:
+        """None: there is nothing to be lost."""
+        return Losses()
+
+    @property
+    def fetched_bytes(self) -> int:
+        """None."""
+        return 0
 
     def close(self) -> None:
         """Nothing is open."""

@@ -1,4 +1,4 @@
-"""The shards that a run reads: from patterns and manifests to local files with their counts, lengths and tokenizer.
+"""The shards that a run reads: from patterns and manifests to places with their counts, lengths and tokenizer.
 
 A source is one `--train-data` (parts joined by `::`) or one `--dataset-manifest`. All its sequences have the length of its first.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from open_lm import storage
 from open_lm.data import counts, stream
+from open_lm.data.access import Access
 from open_lm.data.counts import ShardCount
+from open_lm.data.places import Place, Remote, folder_of, is_elsewhere, place_of
 from open_lm.shards.index import token_extension
 from open_lm.shards.manifest import MANIFEST, read_manifest, shard_url
 from open_lm.shards.members import decode_member
@@ -44,71 +45,111 @@ class ShardSource:
 
 @dataclass(frozen=True)
 class Listing:
-    """The shards of a source before any is opened; `counts` where a manifest names them."""
+    """The shards of a source before any is opened; `counts` where a manifest names them, `stored` where their folder was listed."""
 
     name: str
-    shards: tuple[Path, ...]
+    shards: tuple[Place, ...]
     parts: tuple[int, ...]
     counts: tuple[ShardCount, ...] | None = None
+    stored: tuple[storage.Stored | None, ...] | None = None
 
 
-def list_pattern(flag: str, pattern: str) -> Listing:
-    """The shards of `a::b`, each part a brace pattern or glob.
+_Found = list[tuple[Place, storage.Stored | None]]
+
+
+def list_pattern(flag: str, pattern: str, access: Access | None = None) -> Listing:
+    """The shards of `a::b`, each part a brace pattern or glob, local or behind an url, or `pipe:` and a command.
 
     Raises:
-        ValueError: no file matches, or a remote one.
+        ValueError: no file matches, or a command without --allow-pipe.
+        OSError: the store can't be asked.
     """
-    shards: list[Path] = []
+    found: _Found = []
     parts: list[int] = []
     for index, part in enumerate(pattern.split("::")):
-        _check_local(flag, part)
-        found = [storage.local_path(url) for url in storage.expand(part)] if part else []
-        if not found:
+        here = _list_part(flag, pattern, part, access or Access())
+        if not here:
             raise ValueError(f"{flag} {pattern}: no file matches {part!r}; give brace patterns or globs of .tar files")
-        for shard in found:
-            if shard.is_dir():
-                raise ValueError(f"{flag} {pattern}: {shard} is a folder; give {shard}/*.tar")
-            if not shard.is_file():
-                raise ValueError(f"{flag} {pattern}: no file {shard}; check the pattern and its first and last number")
-        shards += found
-        parts += [index] * len(found)
-    return Listing(pattern, tuple(shards), tuple(parts))
+        found += here
+        parts += [index] * len(here)
+    return Listing(pattern, tuple(place for place, _ in found), tuple(parts), stored=tuple(stored for _, stored in found))
+
+
+def _list_part(flag: str, pattern: str, part: str, access: Access) -> _Found:
+    if part.startswith("pipe:"):
+        if not access.allow_pipe:
+            raise ValueError(f"{flag} {pattern}: runs a command on this machine; give --allow-pipe if it is yours")
+        return [(Remote(command), None) for command in storage.expand_braces(part)]
+    if is_elsewhere(part):
+        return _list_remote(flag, pattern, part)
+    found = [storage.local_path(url) for url in storage.expand(part)] if part else []
+    for shard in found:
+        if shard.is_dir():
+            raise ValueError(f"{flag} {pattern}: {shard} is a folder; give {shard}/*.tar")
+        if not shard.is_file():
+            raise ValueError(f"{flag} {pattern}: no file {shard}; check the pattern and its first and last number")
+    return [(shard, None) for shard in found]
+
+
+def _list_remote(flag: str, pattern: str, part: str) -> _Found:
+    """The shards of a part in a store; a web server isn't asked, since that takes a request for each."""
+    if part.startswith(("http://", "https://")):
+        return [(Remote(url), None) for url in storage.expand(part)]
+    try:
+        found = storage.list_files(part)
+    except FileNotFoundError as error:
+        raise ValueError(f"{flag} {pattern}: {error}; check the pattern and its first and last number") from None
+    for stored in found:
+        if "*" not in part and stored.url.startswith(part.rstrip("/") + "/"):
+            raise ValueError(f"{flag} {pattern}: is a folder; give {part.rstrip('/')}/*.tar")
+    return [(Remote(stored.url), stored) for stored in found]
 
 
 def list_manifest(flag: str, place: str) -> Listing:
-    """The shards of a manifest.jsonl, or of the one in a folder; they lie beside it.
+    """The shards of a manifest.jsonl, or of the one in a folder, local or behind an url; they lie beside it.
 
     Raises:
-        ValueError: no such manifest, or it names a file that is not there.
+        ValueError: no such manifest, or it names a local file that is not there.
     """
-    _check_local(flag, place)
-    manifest = storage.local_path(place)
-    manifest = manifest / MANIFEST if manifest.is_dir() else manifest
-    entries = read_manifest(str(manifest))
-    shards = tuple(storage.local_path(shard_url(str(manifest), entry)) for entry in entries)
+    manifest = place if place.endswith(".jsonl") or not _is_folder(place) else storage.join(place, MANIFEST)
+    entries = read_manifest(manifest)
+    shards = tuple(place_of(shard_url(manifest, entry)) for entry in entries)
     for shard in shards:
-        if not shard.is_file():
+        if not isinstance(shard, Remote) and not shard.is_file():
             raise ValueError(f"{flag} {place}: names {shard}, which is not there; a manifest lies beside its shards")
     return Listing(place, shards, (0,) * len(shards), tuple(counts.of_entry(entry) for entry in entries))
 
 
-def _check_local(flag: str, url: str) -> None:
-    if url.startswith("pipe:"):
-        raise ValueError(f"{flag} {url}: pipe: is not built yet; copy the shards to a local folder")
-    if storage.is_remote(url):
-        raise ValueError(f"{flag} {url}: remote shards are not built yet; copy them to a local folder")
+def _is_folder(place: str) -> bool:
+    return storage.is_remote(place) or storage.local_path(place).is_dir()
 
 
-def open_source(flag: str, listing: Listing, *, seq_len: int, key: str | None, tokenizer: Tokenizer | None) -> ShardSource:
+def with_counts(listing: Listing, manifest: str) -> Listing:
+    """A listing whose counts a manifest tells by file name, wherever it lies.
+
+    Raises:
+        ValueError: unreadable, or a shard that it does not name.
+    """
+    told = counts.of_manifest(manifest if manifest.endswith(".jsonl") or not _is_folder(manifest) else storage.join(manifest, MANIFEST))
+    for shard in listing.shards:
+        if shard.name not in told:
+            raise ValueError(f"--dataset-manifest {manifest}: does not name {shard.name}, which {listing.name} has")
+    return replace(listing, counts=tuple(told[shard.name] for shard in listing.shards))
+
+
+def open_source(
+    flag: str, listing: Listing, *, seq_len: int, key: str | None, tokenizer: Tokenizer | None, scan_remote: bool = False
+) -> ShardSource:
     """Find out what a source's shards hold.
 
     Args:
         flag: the option it came by, for messages.
         key: extension of the token members; None finds it in the first sample.
         tokenizer: None looks beside the shards.
+        scan_remote: read shards elsewhere that no manifest names, to count them.
 
     Raises:
-        ValueError: not a shard, no sequence, sequences too short, or of two lengths; one line.
+        ValueError: not a shard, one elsewhere that no manifest names, no sequence, sequences too short, or of two lengths; one line.
     """
     try:
         first = next(stream.samples(listing.shards), None)
@@ -116,7 +157,7 @@ def open_source(flag: str, listing: Listing, *, seq_len: int, key: str | None, t
             raise ValueError(f"{listing.shards[0]}: holds no sequence")
         key = key or token_extension(first.members, first.shard)
         tokenizer = tokenizer or _tokenizer_beside(listing.shards[0])
-        known = listing.counts or tuple(counts.count_shards(listing.shards, key))
+        known = listing.counts or tuple(counts.count_shards(listing.shards, key, scan_remote))
         tokens = _length(first, key, tokenizer.eot_id if tokenizer else OPENLM_EOT_ID)
         for shard, count in zip(listing.shards, known):
             if count.tokens_per_sequence not in (None, tokens):
@@ -135,7 +176,10 @@ def open_source(flag: str, listing: Listing, *, seq_len: int, key: str | None, t
         raise ValueError(f"{flag} {listing.name}: holds no sequence")
     sequences = np.array([c.sequences for c in known], dtype=np.int64)
     eot_id = tokenizer.eot_id if tokenizer else OPENLM_EOT_ID
-    files = stream.ShardFiles(listing.shards, key, sequences, tuple(c.bytes for c in known), tokens, eot_id, tuple(c.sha256 for c in known))
+    stored = listing.stored or (None,) * len(known)
+    sizes = tuple(s.size if c.bytes is None and s else c.bytes for c, s in zip(known, stored))
+    sums, stamps = tuple(c.sha256 for c in known), tuple(s.stamp if s else "" for s in stored)
+    files = stream.ShardFiles(listing.shards, key, sequences, sizes, tokens, eot_id, sums, stamps)
     return ShardSource(listing.name, files, np.array(listing.parts), tokenizer)
 
 
@@ -148,30 +192,39 @@ def _length(sample: stream.Sample, key: str, eot_id: int) -> int:
         raise ValueError(f"{sample.shard}, member {sample.base}.{key}: {error}") from None
 
 
-def _tokenizer_beside(shard: Path) -> Tokenizer | None:
+def _tokenizer_beside(shard: Place) -> Tokenizer | None:
     """The tokenizer.json in the shard's folder or the one above; its end of text as the statistics beside it name it."""
-    for folder in (shard.absolute().parent, shard.absolute().parent.parent):
-        if (folder / "tokenizer.json").is_file():
-            return load_tokenizer(str(folder / "tokenizer.json"), _eot_token(folder / "stats.json"))
+    for folder in _folders_above(shard):
+        file = storage.join(folder, "tokenizer.json")
+        if storage.exists(file):
+            return load_tokenizer(file, _eot_token(storage.join(folder, "stats.json")))
     return None
 
 
-def _eot_token(stats: Path) -> str | None:
+def _folders_above(shard: Place) -> tuple[str, ...]:
+    """The folder of a shard and the one above; none for a command."""
+    folder = folder_of(shard) if isinstance(shard, Remote) else str(shard.absolute().parent)
+    above = storage.parent(folder)
+    return tuple(f for f in (folder, above) if f and not f.endswith(":/"))
+
+
+def _eot_token(stats: str) -> str | None:
     about = _stats(stats).get("tokenizer")
     token = about.get("eot_token") if isinstance(about, dict) else None
     return token if isinstance(token, str) else None
 
 
-def bytes_per_token(shards: Sequence[Path]) -> float | None:
+def bytes_per_token(shards: Sequence[Place]) -> float | None:
     """Bytes of text for each token, as the preprocessor's stats.json says; None without one, or where the shards have several."""
-    files = {f for s in shards for f in (s.parent / "stats.json", s.parent.parent / "stats.json") if f.is_file()}
-    value = _stats(files.pop()).get("bytes_per_token") if len(files) == 1 else None
+    folders = {folder for shard in {folder_of(s): s for s in shards}.values() for folder in _folders_above(shard)}
+    files = [file for file in (storage.join(folder, "stats.json") for folder in folders) if storage.exists(file)]
+    value = _stats(files[0]).get("bytes_per_token") if len(files) == 1 else None
     return value if isinstance(value, float) and value > 0 else None
 
 
-def _stats(file: Path) -> dict[str, Any]:
+def _stats(file: str) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(storage.read_bytes(file))
     except (OSError, ValueError):  # shards of others have none, or something else under this name
         return {}
     return values if isinstance(values, dict) else {}

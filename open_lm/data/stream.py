@@ -1,26 +1,42 @@
-"""Tokens out of local shards: from the front through webdataset, and any row by its place.
+"""Tokens out of shards: from the front through webdataset, and any row by its place.
 
 From the front: `samples` is a webdataset pipeline (shards, opening, `tar_file_expander`) with our grouping, in which a repeated
-extension starts a new sample. By its place: `ShardReader` finds a row through the shard's index and reads that row's bytes only.
+extension starts a new sample. By its place: `ShardReader` finds a row through the shard's index and reads that row's bytes only; a
+shard from elsewhere is fetched as a whole first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
+from open_lm.data.cache import Wanted
+from open_lm.data.fetching import Fetcher
+from open_lm.data.places import Place, Remote, open_place, place_of
 from open_lm.shards.index import ShardIndex, read_index
 from open_lm.shards.members import MASKED, decode_member, split_name
+from open_lm.storage import StorageError
 
 _OPEN_FILES = 64
 _DECODED_BYTES = 64 << 20
+_OPENINGS = 5
+"""Times that a shard is fetched because another process removed it from the cache before it was opened."""
+
+
+class DamagedShardError(ValueError):
+    """A shard that is not what its manifest says, or no whole shard."""
+
+
+class DamagedMemberError(ValueError):
+    """A member that holds no sequence, or not as it should."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +48,12 @@ class Sample:
     members: dict[str, bytes]
 
 
-def samples(shards: Sequence[str | Path]) -> Iterator[Sample]:
-    """All samples of some local shards, in order.
+def samples(shards: Sequence[Place]) -> Iterator[Sample]:
+    """All samples of some shards, in order; no more is read than is asked for.
 
     Raises:
         ValueError: not a tar file, naming it.
+        OSError: can't be read.
     """
     import webdataset
 
@@ -50,7 +67,7 @@ def samples(shards: Sequence[str | Path]) -> Iterator[Sample]:
 def _opened(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     # webdataset's own opener hands some urls to a shell
     for source in sources:
-        with open(source["url"], "rb") as stream:
+        with open_place(place_of(source["url"])) as stream:
             yield {**source, "stream": stream}
 
 
@@ -73,37 +90,54 @@ def _grouped(members: Iterable[dict[str, Any]]) -> Iterator[Sample]:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One local shard as its source knows it.
+    """One shard as its source knows it.
 
     Args:
         sequences: how many it must hold.
         bytes: its size, None where nothing tells it.
         tokens: of each sequence.
         eot_id: the id that stands for the string `'<|endoftext|>'`.
+        sha256: None where nothing tells it.
+        stamp: of one elsewhere, what changes with its content; "" if unknown.
     """
 
-    path: Path
+    path: Place
     key: str
     sequences: int
     bytes: int | None
     tokens: int
     eot_id: int | None
+    sha256: str | None = None
+    stamp: str = ""
+
+    @property
+    def wanted(self) -> Wanted:
+        """What to fetch, of a shard elsewhere."""
+        return Wanted(cast(Remote, self.path), self.bytes, self.sha256, self.stamp)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardFiles:
-    """The shards of one source, in columns as long as `paths`; see `ShardFile`. `sha256` may be empty."""
+    """The shards of one source, in columns as long as `paths`; see `ShardFile`. `sha256` and `stamps` may be empty."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[Place, ...]
     key: str
     sequences: np.ndarray
     bytes: tuple[int | None, ...]
     tokens: int
     eot_id: int | None
     sha256: tuple[str | None, ...] = ()
+    stamps: tuple[str, ...] = ()
 
     def __getitem__(self, shard: int) -> ShardFile:
-        return ShardFile(self.paths[shard], self.key, int(self.sequences[shard]), self.bytes[shard], self.tokens, self.eot_id)
+        sha256, stamp = self.sha256[shard] if self.sha256 else None, self.stamps[shard] if self.stamps else ""
+        known = (int(self.sequences[shard]), self.bytes[shard], self.tokens, self.eot_id, sha256, stamp)
+        return ShardFile(self.paths[shard], self.key, *known)
+
+    @property
+    def remote(self) -> list[int]:
+        """The shards that lie elsewhere."""
+        return [i for i, path in enumerate(self.paths) if isinstance(path, Remote)]
 
 
 K = TypeVar("K")
@@ -132,29 +166,36 @@ class _Kept(Generic[K, V]):
 
 
 class ShardReader:
-    """Rows of local shards. A row is `seq_len + 1` tokens; row i of a sequence begins at token `i * seq_len`.
+    """Rows of shards. A row is `seq_len + 1` tokens; row i of a sequence begins at token `i * seq_len`.
 
     Args:
         seq_len: tokens of a row less one.
         vocab_size: ids from here on are an error.
         shards_at_once: shards whose indexes are kept; as many as are read in turns.
+        fetcher: for shards from elsewhere; closed with the reader.
+        verify: compare the sha256 of each shard, where it is known.
     """
 
-    def __init__(self, seq_len: int, vocab_size: int, shards_at_once: int):
+    def __init__(self, seq_len: int, vocab_size: int, shards_at_once: int, fetcher: Fetcher | None = None, verify: bool = False):
         self._seq_len, self._vocab_size = seq_len, vocab_size
-        self._indexes: _Kept[Path, ShardIndex] = _Kept(shards_at_once)
-        self._files: _Kept[Path, int] = _Kept(_OPEN_FILES, os.close)
-        self._long: _Kept[tuple[Path, int], np.ndarray] | None = None
+        self._fetcher, self._verify = fetcher, verify
+        self._indexes: _Kept[Place, ShardIndex] = _Kept(shards_at_once)
+        self._files: _Kept[Place, int] = _Kept(_OPEN_FILES, os.close)
+        self._long: _Kept[tuple[Place, int], np.ndarray] | None = None
 
     def close(self) -> None:
-        """Close the open files."""
+        """Close the open files, and end what is on its way."""
         self._files.clear()
+        if self._fetcher:
+            self._fetcher.close()
 
     def read_row(self, shard: ShardFile, row: int, out: np.ndarray) -> None:
         """Put the tokens of one row of a shard into `out`: [seq_len + 1], a signed integer; masked positions are `MASKED`.
 
         Raises:
-            ValueError: a damaged shard, another number or length of sequences than told, or an id beyond the vocabulary.
+            DamagedShardError: no whole shard, or another size, checksum, number or length of sequences than told.
+            DamagedMemberError: a member that holds no sequence of that length.
+            ValueError: an id beyond the vocabulary.
             OSError: can't be read.
         """
         index = self._indexes.get(shard.path, lambda: self._index(shard))
@@ -164,44 +205,77 @@ class ShardReader:
         if index.dtypes:
             dtype = index.dtypes[member]
             first = int(index.offsets[member]) + (place * shard.tokens + start) * dtype.itemsize
-            tokens = np.frombuffer(self._bytes(shard.path, first, (self._seq_len + 1) * dtype.itemsize), dtype)
+            tokens = np.frombuffer(self._bytes(shard, first, (self._seq_len + 1) * dtype.itemsize), dtype)
         else:
             tokens = self._decoded(shard, index, member)[start : start + self._seq_len + 1]
-        self._check_ids(tokens, index, member)
+        self._check_ids(shard, tokens, index, member)
         out[:] = tokens
 
+    def _here(self, shard: ShardFile, use: Callable[[Path], V]) -> V:
+        """What `use` makes of the shard's local file."""
+        if isinstance(shard.path, Path):
+            return use(shard.path)
+        assert self._fetcher is not None, f"{shard.path}: nothing fetches it"
+        for attempt in range(1, _OPENINGS + 1):
+            try:
+                return use(self._fetcher.path(shard.wanted))
+            except FileNotFoundError as error:
+                if isinstance(error, StorageError):
+                    raise
+                if attempt == _OPENINGS:
+                    raise OSError(
+                        f"{shard.path}: is removed from the cache as soon as it is there; give a larger --data-cache-size"
+                    ) from None
+        raise AssertionError
+
     def _index(self, shard: ShardFile) -> ShardIndex:
-        size = shard.path.stat().st_size
-        if shard.bytes is not None and size != shard.bytes:
-            raise ValueError(f"{shard.path}: has {size} bytes, its manifest says {shard.bytes}; copy it again, or make a new manifest")
-        index = read_index(shard.path, shard.key)
+        def read(path: Path) -> ShardIndex:
+            size = path.stat().st_size
+            if shard.bytes is not None and size != shard.bytes:
+                raise ValueError(f"{path}: has {size} bytes, its manifest says {shard.bytes}; copy it again, or make a new manifest")
+            if self._verify and shard.sha256 is not None:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != shard.sha256:
+                    raise ValueError(f"{path}: has sha256 {found}, its manifest says {shard.sha256}; copy it again, or make a new manifest")
+            try:
+                return read_index(path, shard.key)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(path), str(shard.path))) from None
+
+        try:
+            index = self._here(shard, read)
+        except ValueError as error:
+            raise DamagedShardError(error) from None
         if index.sequences != shard.sequences:
-            raise ValueError(
+            raise DamagedShardError(
                 f"{shard.path}: holds {index.sequences} sequences, its manifest says {shard.sequences}; "
                 "make a new one with python -m open_lm.shards.manifest"
             )
         if index.length is not None and index.length != shard.tokens:
-            raise ValueError(_wrong_length(index, 0, index.length, shard.tokens))
+            raise DamagedShardError(_wrong_length(shard, index, 0, index.length))
         return index
 
-    def _bytes(self, path: Path, offset: int, size: int) -> bytes:
-        file = self._files.get(path, lambda: os.open(path, os.O_RDONLY))
+    def _bytes(self, shard: ShardFile, offset: int, size: int) -> bytes:
+        file = self._files.get(shard.path, lambda: self._here(shard, lambda path: os.open(path, os.O_RDONLY)))
         data = os.pread(file, size, offset)
         if len(data) != size:
-            raise ValueError(f"{path}: ends at byte {offset + len(data)}, before a member's end; it was cut since it was opened")
+            raise DamagedShardError(
+                f"{shard.path}: ends at byte {offset + len(data)}, before a member's end; it was cut since it was opened"
+            )
         return data
 
     def _decoded(self, shard: ShardFile, index: ShardIndex, member: int) -> np.ndarray:
         """[tokens] of a member with one sequence. Sequences of several rows are kept for the next row."""
 
         def decode() -> np.ndarray:
-            data = self._bytes(shard.path, int(index.offsets[member]), int(index.sizes[member]))
+            data = self._bytes(shard, int(index.offsets[member]), int(index.sizes[member]))
             try:
                 tokens = decode_member(shard.key, data, shard.eot_id)[0]
             except ValueError as error:
-                raise ValueError(f"{shard.path}, member {index.member_name(member)}: {error}") from None
+                raise DamagedMemberError(f"{shard.path}, member {_member_name(index, member)}: {error}") from None
             if len(tokens) != shard.tokens:
-                raise ValueError(_wrong_length(index, member, len(tokens), shard.tokens))
+                raise DamagedMemberError(_wrong_length(shard, index, member, len(tokens)))
             return tokens
 
         if shard.tokens <= 2 * self._seq_len:
@@ -210,19 +284,27 @@ class ShardReader:
             self._long = _Kept(max(1, _DECODED_BYTES // (8 * shard.tokens)))
         return self._long.get((shard.path, member), decode)
 
-    def _check_ids(self, tokens: np.ndarray, index: ShardIndex, member: int) -> None:
+    def _check_ids(self, shard: ShardFile, tokens: np.ndarray, index: ShardIndex, member: int) -> None:
         high, low = int(tokens.max()), int(tokens.min()) if tokens.dtype.kind == "i" else 0
-        if high < self._vocab_size and low >= MASKED:
+        if high < self._vocab_size and low >= (-self._vocab_size if index.dtypes else MASKED):
             return
         bad = high if high >= self._vocab_size else low
         raise ValueError(
-            f"{index.path}, member {index.member_name(member)}: token id {bad} is outside the vocabulary of {self._vocab_size}; "
+            f"{shard.path}, member {_member_name(index, member)}: token id {bad} is outside the vocabulary of {self._vocab_size}; "
             "use a model with a larger vocabulary, or the tokenizer that belongs to the model"
         )
 
 
-def _wrong_length(index: ShardIndex, member: int, length: int, expected: int) -> str:
+def _member_name(index: ShardIndex, member: int) -> str:
+    try:
+        return index.member_name(member)
+    except FileNotFoundError:  # gone from the cache since it was opened
+        return f"number {member + 1}"
+
+
+def _wrong_length(shard: ShardFile, index: ShardIndex, member: int, length: int) -> str:
     return (
-        f"{index.path}, member {index.member_name(member)}: holds a sequence of {length} tokens, the first of its source has {expected}; "
+        f"{shard.path}, member {_member_name(index, member)}: holds a sequence of {length} tokens, the first of its source has "
+        f"{shard.tokens}; "
         "give shards of another length as another source"
     )

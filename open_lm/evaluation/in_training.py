@@ -74,7 +74,8 @@ class InTraining:
         config = self.config
         shape = validation_shape(one.rows.count, rank=config.rank, world_size=config.world_size, global_batch_size=config.global_batch_size)
         with Loader(one.rows, shape, config.workers) as batches:
-            result = validate(self.model, batches, precision=config.precision, bytes_per_token=one.bytes_per_token, tokenizer=one.tokenizer)
+            tokens = (batch.tokens for batch in batches)
+            result = validate(self.model, tokens, precision=config.precision, bytes_per_token=one.bytes_per_token, tokenizer=one.tokenizer)
         bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
         logging.info(
             f"Validation after epoch {position.epoch} on {one.name}: loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "

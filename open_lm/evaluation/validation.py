@@ -1,6 +1,6 @@
 """Loss on held-out sequences: batches of tokens -> one `ValidationResult`.
 
-tokens: [batch, seq_len + 1] int64, negative where masked. A masked id is read as id 0 and is no target, so a fully masked row
+tokens: [batch, seq_len + 1] int64, negative where masked (see `open_lm.data.batch`). A masked id is no target, so a fully masked row
 adds nothing to any sum. Sums are fp64 and stay on the device until the end; with torch.distributed they are added over all
 processes, each of which must bring the same number of batches (a sharded model computes together).
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from open_lm.data.batch import input_ids
 from open_lm.evaluation.precision import Precision, autocast
 from open_lm.model.head import token_losses
 from open_lm.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ def _batch_sums(model: nn.Module, tokens: Tensor, device: torch.device, precisio
         return token_losses(hidden.flatten(0, 1), weight, targets.flatten())
 
     with autocast(device, precision):
-        losses, correct = model(tokens[:, :-1].clamp(min=0), head=head)
+        losses, correct = model(input_ids(tokens[:, :-1]), head=head)
     kept = targets >= 0
     sums = (losses.double().sum(), kept.sum(), correct.sum(), kept.any(dim=1).sum())
     return torch.stack([*(value.double() for value in sums), torch.full((), n_bytes, dtype=torch.float64, device=device)])

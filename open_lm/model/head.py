@@ -16,12 +16,14 @@ _CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 class LossSums(NamedTuple):
-    """Sums over the unmasked targets, fp32 scalars."""
+    """Sums over the unmasked targets, fp32 scalars; and what they are sums of."""
 
     total: Tensor
     """Cross-entropy + z_loss * logsumexp^2; the one with a gradient."""
     cross_entropy: Tensor
     """Cross-entropy alone, in nats."""
+    positions: Tensor
+    """fp32, shaped as the targets: cross-entropy of each, 0 where masked. No gradient."""
 
 
 def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
@@ -38,8 +40,8 @@ def cross_entropy_sums(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: 
         targets: [...] int64; negative ones are masked.
         z_loss: coefficient of the squared logsumexp (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
     """
-    total, cross_entropy = _ChunkedLoss.apply(hidden.flatten(0, -2), weight, targets.flatten(), z_loss)
-    return LossSums(total, cross_entropy)
+    total, cross_entropy, positions = _ChunkedLoss.apply(hidden.flatten(0, -2), weight, targets.flatten(), z_loss)
+    return LossSums(total, cross_entropy, positions.view(targets.shape))
 
 
 @torch.no_grad()
@@ -79,11 +81,12 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
         low_hidden, low_weight = _compute_dtype(hidden, weight)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         rows = rows_per_chunk(weight.shape[0], hidden.device)
         total, cross_entropy = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
+        positions = hidden.new_empty(len(targets), dtype=torch.float32)
         grad_hidden = torch.empty_like(low_hidden) if wanted else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
         for start in range(0, len(targets), rows):
@@ -91,7 +94,7 @@ class _ChunkedLoss(torch.autograd.Function):
             logits, kept = _logits(low_hidden[part], low_weight), targets[part] >= 0
             index = targets[part].clamp(min=0)[:, None]
             lse = torch.logsumexp(logits, dim=-1)
-            nll = torch.where(kept, lse - logits.gather(1, index)[:, 0], 0.0)
+            nll = positions[part] = torch.where(kept, lse - logits.gather(1, index)[:, 0], 0.0)
             cross_entropy += nll.sum()
             total += nll.sum() + z_loss * torch.where(kept, lse.square(), 0.0).sum() if z_loss else nll.sum()
             if grad_hidden is not None and grad_weight is not None:
@@ -104,11 +107,11 @@ class _ChunkedLoss(torch.autograd.Function):
                         grad_weight += grad.T @ low_hidden[part]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
-        ctx.mark_non_differentiable(cross_entropy)
-        return total, cross_entropy
+        ctx.mark_non_differentiable(cross_entropy, positions)
+        return total, cross_entropy, positions
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         return (grad_hidden * grad_total).to(hidden_dtype), (grad_weight * grad_total).to(weight_dtype), None, None

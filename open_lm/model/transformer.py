@@ -4,7 +4,8 @@ ids [batch, seq] -> embedding [-> norm] -> n blocks of (x + attention(norm(x)), 
                  -> hidden [batch, seq, d] -> output @ hidden -> fp32 logits [batch, seq, vocab]
 
 Notable: pre-norm; rotary tables are made once a forward pass, in fp32; query/key norms run over all heads at once; the output
-head may be replaced by a function of (hidden, output weight), so that a loss never holds [tokens, vocab] logits at once.
+head may be replaced by a function of (hidden, output weight), so that a loss never holds [tokens, vocab] logits at once; attention
+ends at the borders of documents where it is told of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from open_lm.model.attention import Attention, Kernel, torch_attention
+from open_lm.model.attention import Attention, Kernel, document_mask, torch_attention
 from open_lm.model.config import ModelConfig
 from open_lm.model.feed_forward import make_feed_forward
 from open_lm.model.norms import LayerNorm, RMSNorm, make_norm
@@ -40,9 +41,9 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config.model_norm, config.hidden_dim, config.norm_eps)
         self.ffn_norm = make_norm(config.model_norm, config.hidden_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, table: Table | None) -> Tensor:
-        """x: [batch, seq, d]."""
-        x = x + self.attention(self.attention_norm(x), table)
+    def forward(self, x: Tensor, table: Table | None, mask: Tensor | None = None) -> Tensor:
+        """x: [batch, seq, d]; mask: of the attention, None for a causal one."""
+        x = x + self.attention(self.attention_norm(x), table, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
     def init_matrices(self, index: int) -> None:
@@ -72,29 +73,33 @@ class Transformer(nn.Module):
             self.tok_embeddings.weight = self.output.weight
         self.grad_checkpointing = False
 
-    def forward(self, input_ids: Tensor, head: Head | None = None) -> Any:
+    def forward(self, input_ids: Tensor, head: Head | None = None, document_ids: Tensor | None = None) -> Any:
         """Logits, or whatever `head` makes of the hidden states.
 
         Args:
             input_ids: [batch, seq] int64, seq of any length.
+            document_ids: [batch, seq] integers; a position attends to those of its row with the same one. None: the row is one document.
+                Positions are counted from the start of the row; rotary ones act by their distance, so that a document gets the
+                same logits, up to rounding, wherever in a row it lies.
 
         Returns:
             fp32 logits [batch, seq, vocab]; with `head`, its result.
         """
-        hidden = self.hidden_states(input_ids)
+        hidden = self.hidden_states(input_ids, document_ids)
         return self.output(hidden).float() if head is None else head(hidden, self.output.weight)
 
-    def hidden_states(self, input_ids: Tensor) -> Tensor:
+    def hidden_states(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """[batch, seq] int64 to [batch, seq, d], after the final norm."""
         x = self.tok_embeddings(input_ids)
         if self.config.post_embed_norm:
             x = self.post_embed_norm(x)
         table = self._table(input_ids)
+        mask = None if document_ids is None else document_mask(document_ids)
         for block in self.layers:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, table, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, table, mask, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, table)
+                x = block(x, table, mask)
         return self.norm(x)
 
     def _table(self, input_ids: Tensor) -> Table | None:

@@ -32,14 +32,7 @@ MOOT = {
 """Flags of OpenLM that are accepted and ignored, with what to use instead."""
 
 _NOT_YET = {
-    "scan_remote_shards": "remote shards are not read yet; copy them to a local folder",
-    "allow_pipe": "`pipe:` is not read yet; write the shards to a local folder",
-    "target_mask_left": "loss masks are not built yet",
-    "target_mask_individual": "loss masks are not built yet",
-    "squash_mask_left": "loss masks are not built yet",
-    "ignore_parse_errors": "every unreadable member still stops the run; repair or remove the shard",
-    "data_tolerate_error_p": "every unreadable shard still stops the run; repair or remove it",
-    "data_tolerate_num_ckpts": "every unreadable shard still stops the run; repair or remove it",
+    "data_tolerate_num_ckpts": "is not built yet; --data-tolerate-error-p is a share of the whole run",
     "val_seq_ci": "confidence intervals are not built yet",
     "val_tok_ci": "confidence intervals are not built yet",
     "val_max_pop_ci": "confidence intervals are not built yet",
@@ -97,11 +90,10 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     sources = [name for name in ("train_data", "dataset_manifest") if v[name]]
     if not synthetic and not sources and not v["val_data"]:
         yield "--train-data: nothing to train on; give shards, --dataset-manifest, --dataset-type synthetic, or --val-data to validate only"
-    if len(sources) == 2:
-        yield "--train-data and --dataset-manifest: give one of them"
+    yield from _two_namings(v)
     if synthetic and sources:
         yield "--dataset-type synthetic: reads no files; leave --train-data and --dataset-manifest out"
-    if v["dataset_manifest"] and v["dataset_resampled"]:
+    if v["dataset_manifest"] and v["dataset_resampled"] and not v["train_data"]:
         yield "--dataset-manifest: is read without replacement; leave --dataset-resampled out, or give the shards by --train-data"
     if (v["dataset_resampled"] or synthetic) and v["train_num_samples"] is None and (sources or synthetic):
         yield "--train-num-samples: needed with --dataset-resampled or synthetic data, which have no end of their own"
@@ -109,6 +101,9 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--new-data-plan: only with --resume; a new run has no other plan"
     if v["train_data_upsampling_factors"] and not v["dataset_resampled"]:
         yield "--train-data-upsampling-factors: only for --dataset-resampled"
+    yield from _mask_contradictions(v)
+    if v["ignore_parse_errors"] and not v["data_tolerate_error_p"]:
+        yield "--ignore-parse-errors: give the share of rows that may be lost by --data-tolerate-error-p"
     if v["precision"] == "fp32" and v["fsdp_amp"]:
         yield "--precision fp32 with --fsdp-amp: contradict each other; use --precision amp_bfloat16, or leave --fsdp-amp out"
     for name in ("fsdp_amp", "fsdp_pure_bf16", "fsdp_cpu_offload"):
@@ -125,6 +120,30 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield f"--report-to {','.join(sorted(unknown))}: choose from tensorboard, wandb, all"
 
 
+def _mask_contradictions(v: dict[str, object]) -> Iterator[str]:
+    left, individual = v["target_mask_left"], v["target_mask_individual"]
+    if v["squash_mask_left"] and left is None:
+        yield "--squash-mask-left: needs --target-mask-left, whose token it takes out of the rows"
+    if left is not None and left == individual:
+        yield f"--target-mask-left and --target-mask-individual {left}: give two ids, or leave one out"
+    if v["document_mask"] and v["dataset_type"] == "synthetic":
+        yield "--document-mask: synthetic tokens have no end of text; leave it out"
+    if v["document_mask"] and v["attn_name"] == "xformers_attn":
+        yield "--document-mask with --attn-name xformers_attn: not built; use --attn-name auto"
+
+
+def _two_namings(v: dict[str, object]) -> Iterator[str]:
+    """A manifest beside --train-data tells the counts of shards that lie elsewhere."""
+    names, manifests = v["train_data"], v["dataset_manifest"]
+    assert isinstance(names, tuple) and isinstance(manifests, tuple)
+    if not names or not manifests:
+        return
+    if not any("://" in name or "pipe:" in name for name in names):
+        yield "--train-data and --dataset-manifest: give one of them"
+    elif len(names) != len(manifests):
+        yield f"--dataset-manifest: {len(manifests)} manifests for {len(names)} --train-data; give one each, or none"
+
+
 def _out_of_range(v: dict[str, object]) -> Iterator[str]:
     for name in _AT_LEAST_ONE:
         if v[name] is not None and v[name] < 1:  # type: ignore[operator]
@@ -135,6 +154,8 @@ def _out_of_range(v: dict[str, object]) -> Iterator[str]:
     for name in ("lr", "eps"):
         if v[name] <= 0:  # type: ignore[operator]
             yield f"--{name} {v[name]}: give a number above 0"
+    if not 0 <= v["data_tolerate_error_p"] < 1:  # type: ignore[operator]
+        yield f"--data-tolerate-error-p {v['data_tolerate_error_p']}: give a share from 0 to below 1"
     for name in ("beta1", "beta2"):
         if not 0 <= v[name] < 1:  # type: ignore[operator]
             yield f"--{name} {v[name]}: give a number from 0 to below 1"

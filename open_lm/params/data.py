@@ -13,9 +13,11 @@ class DataParams:
     """training data"""
 
     train_data: tuple[str, ...] = ()
-    """Shards to train on: brace patterns or globs of tar files, one source each; `a::b` joins parts into one source."""
+    """Shards to train on: brace patterns or globs of tar files, local or behind an url (s3://, https://, hf://, ...), one source each;
+    `a::b` joins parts into one source."""
     dataset_manifest: tuple[str, ...] = flag((), "--dataset-metadata")
-    """manifest.jsonl files, one source each, read without replacement; their shards lie beside them."""
+    """manifest.jsonl files, one source each, read without replacement; their shards lie beside them. Together with --train-data: the
+    counts of each of its sources, by file name, for `pipe:` and for shards elsewhere."""
     train_data_mix_weights: tuple[float, ...] = ()
     """Share of each source in the rows of a run. Default: in proportion to the sources' rows."""
     train_data_upsampling_factors: tuple[str, ...] = ()
@@ -43,19 +45,27 @@ class DataParams:
     workers: int = 1
     """Processes that read shards, for each training process; 0 reads in the training process itself."""
     scan_remote_shards: bool = False
-    """Count the rows of remote shards that have no manifest by reading their headers."""
+    """Count the rows of remote shards that no manifest names by reading them once; the counts are kept in the user's cache."""
     allow_pipe: bool = False
-    """Allow `pipe:COMMAND` as training data."""
+    """Allow `pipe:COMMAND` as training data: a program (no shell) that writes a shard; needs --dataset-manifest."""
+    data_cache: str | None = None
+    """Folder that keeps shards from elsewhere, shared by all processes and runs. Default: a private one, removed at the end."""
+    data_cache_size: str | None = None
+    """Bytes that it may take, such as 200GB; shards used longest ago go first. Default: half of what is free on its disk."""
+    verify_shards: bool = False
+    """Compare the sha256 of every shard with its manifest when a process first opens it (fetched ones: always when they come)."""
     target_mask_left: int | None = None
-    """Mask every target up to and including the last token with this id."""
+    """Train on no target up to and including the last token with this id in a row. This and the next three leave validation alone."""
     target_mask_individual: int | None = None
-    """Mask the targets that have this id."""
+    """Train on no target that has this id."""
     squash_mask_left: bool = False
-    """With --target-mask-left: remove that token from the inputs as well."""
+    """With --target-mask-left: take that token out of the rows, which close the gap, after it has done its work."""
+    document_mask: bool = False
+    """Let a token attend inside its own document only; documents end with the end of text of the shards."""
     ignore_parse_errors: bool = False
-    """Go on after members that can't be read."""
+    """Members that can't be read count as lost rows, fully masked, within --data-tolerate-error-p."""
     data_tolerate_error_p: float = 0.0
-    """Share of rows that may be lost to unreadable shards before the run stops."""
+    """Share of a process's rows that may be lost to shards that can't be read; their rows are fully masked. Above it the run stops."""
     data_tolerate_num_ckpts: int = 0
     """Checkpoints that may pass with such a loss."""
     new_data_plan: bool = False

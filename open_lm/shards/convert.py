@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from open_lm import storage
+from open_lm.executor import in_processes
 from open_lm.params.fields import UserError
 from open_lm.shards import provenance
 from open_lm.shards.conversion import COPIED, STATS, Conversion, Line
 from open_lm.shards.convert_shard import ShardTask, convert_shard
 from open_lm.shards.manifest import MANIFEST, ShardEntry, read_manifest, shard_url, write_manifest
 from open_lm.shards.members import READ_EXTENSIONS, Format, token_dtype
-from open_lm.shards.processes import in_processes
 from open_lm.tokenizer import load_tokenizer
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from open_lm import storage
+from open_lm.executor import in_processes
 from open_lm.shards.manifest import MANIFEST, ShardEntry, read_manifest, shard_url, write_manifest
-from open_lm.shards.processes import in_processes
 from open_lm.shards.scan import differences, scan_shard
 
 

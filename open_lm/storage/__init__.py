@@ -1,6 +1,6 @@
 """Files on a local disk or behind a URL (s3://, https://, hf://, gs://, ...). The only package that knows fsspec.
 
-    list_files, expand, stat, size, exists    what is there
+    list_files, expand, expand_braces, stat, size, exists   what is there
     open_read, read_bytes                     reading; a remote file survives faults and goes on where it was
     upload, write_bytes, remove               writing, compared with what was sent; atomic_write for local files
     is_remote, local_path, join, parent       names
@@ -14,7 +14,7 @@ OPENLM_STORAGE_TIMEOUT (seconds).
 from __future__ import annotations
 
 from open_lm.storage.faults import StorageError
-from open_lm.storage.listing import Stored, exists, expand, list_files, size, stat
+from open_lm.storage.listing import Stored, exists, expand, expand_braces, list_files, size, stat
 from open_lm.storage.local import atomic_write
 from open_lm.storage.reader import open_read, read_bytes
 from open_lm.storage.urls import is_remote, join, local_path, parent
@@ -26,6 +26,7 @@ __all__ = [
     "atomic_write",
     "exists",
     "expand",
+    "expand_braces",
     "is_remote",
     "join",
     "list_files",

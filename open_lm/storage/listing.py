@@ -91,7 +91,7 @@ def list_files(pattern: str) -> list[Stored]:
     """
     if not is_remote(pattern) and local_path(pattern).exists():
         return _one_local(pattern)
-    names = _alternatives(pattern)
+    names = expand_braces(pattern)
     found = _listed_together(names)
     alone = [name for name in names if name not in found]
     with ThreadPoolExecutor(min(_THREADS, max(1, len(alone)))) as pool:
@@ -105,7 +105,7 @@ def expand(pattern: str) -> list[str]:
     Brace results are taken as they are; only a glob looks at the storage. A glob that matches nothing gives no url.
     """
     urls: list[str] = []
-    for name in _alternatives(pattern):
+    for name in expand_braces(pattern):
         if not _has_magic(name):
             urls.append(name)
         elif is_remote(name):
@@ -115,7 +115,8 @@ def expand(pattern: str) -> list[str]:
     return urls
 
 
-def _alternatives(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
+    """Brace patterns in their order; nothing is looked at."""
     from braceexpand import braceexpand
 
     return list(braceexpand(pattern))

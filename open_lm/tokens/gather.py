@@ -20,7 +20,7 @@ from open_lm.tokens.destination import Destination, provenance_name, shard_name
 from open_lm.tokens.pieces import PIECE
 from open_lm.tokens.spill import OpenFiles, Segment, Spill, spills_in
 
-_TOKENS_AT_ONCE = 16 << 20
+_TOKENS_AT_ONCE = 8 << 20
 _ROWS_AT_ONCE = 512
 _SPARSE = 8
 """Sequences between two wanted ones that are rather read than passed over."""

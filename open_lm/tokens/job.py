@@ -19,6 +19,8 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.tokens.reading.inputs import InputFile
+from open_lm.tokens.spill import spills_in
+from open_lm.tokens.unit import DIFFERENCE
 
 LAYOUT = 2
 """Of spills and of the order; a change makes old work useless."""
@@ -77,7 +79,7 @@ class WorkFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder; made when absent, and removed in the end where it holds no job. Raises ValueError when another run is at it."""
+        """Hold the folder; made when absent, and removed in the end where it holds no work. Raises ValueError when another run is at it."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -88,7 +90,7 @@ class WorkFolder:
             try:
                 yield
             finally:
-                if self.found() is None:
+                if self.found() is None or not self._worth_keeping():
                     shutil.rmtree(self.path, ignore_errors=True)
         finally:
             os.close(file)
@@ -136,6 +138,9 @@ class WorkFolder:
     def remove(self) -> None:
         """The job is done. Its identity goes first, so that a half-removed folder is none."""
         self._clear()
+
+    def _worth_keeping(self) -> bool:
+        return any(spills_in(self.path)) or (self.path / DIFFERENCE).exists()
 
     def _clear(self, keep: frozenset[str] = frozenset()) -> None:
         (self.path / _JOB).unlink(missing_ok=True)

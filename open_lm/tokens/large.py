@@ -10,7 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
-BYTES_PER_BYTE = 9
+BYTES_PER_BYTE = 8
 """Memory that a document costs at its worst moment (the line, its text, its ids before they are packed) for each byte of its size as
 it was last told, which is more than half of its size."""
 

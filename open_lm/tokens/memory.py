@@ -5,21 +5,21 @@ The memory is the proportional set size of all processes together: pages that wo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-MAIN_BYTES = 160 << 20
+from open_lm.params.sizes import parse_size
+
+__all__ = ["MemoryPlan", "default_limit", "parse_size", "plan_memory"]
+
+MAIN_BYTES = 200 * 10**6
 """The first process, with the fork server and what all of them share: libraries and the tokenizer."""
-WORKER_BYTES = 125 << 20
+WORKER_BYTES = 150 * 10**6
 """A worker's own: the sequences it gathers, a batch of texts with its ids, the tokenizer's caches."""
 FILE_BYTES = 500
 """An input file in the list of the first process."""
 SMALLEST_LARGE_BYTES = 64 << 20
 """Kept for documents beyond 8 MiB, at the least."""
 _FREE_WORKERS = 8
-
-_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12}
-_BINARY = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,6 @@ class MemoryPlan:
 
     workers: int
     large_bytes: int
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 500MB, 1.5 GB, 2GiB or 2000000000. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", text)
-    factor = (_UNITS | _BINARY).get(match.group(2).lower()) if match else None
-    if match is None or factor is None:
-        raise ValueError(f"{text!r} is no size; write it as 2GB, 1.5GiB or a number of bytes")
-    return int(float(match.group(1)) * factor)
 
 
 def default_limit(workers: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,8 +133,3 @@ def validate(options: Options) -> None:
             problems.append(f"--memory-limit {error}")
     if problems:
         raise UserError(problems)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

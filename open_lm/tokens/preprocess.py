@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from open_lm.executor import LocalExecutor, available_cores
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
 from open_lm.tokenizer import Tokenizer, load_tokenizer
@@ -21,12 +22,11 @@ from open_lm.tokens import shuffle, stats
 from open_lm.tokens.claim import claim
 from open_lm.tokens.destination import PICTURE, STATS, TOKENIZER, Destination, destination
 from open_lm.tokens.estimate import Estimate, check_disk, estimate
-from open_lm.tokens.executor import LocalExecutor
 from open_lm.tokens.gather import Shard, ShardWork
 from open_lm.tokens.histogram import draw
 from open_lm.tokens.job import Identity, WorkFolder, identity, work_folder
 from open_lm.tokens.memory import MemoryPlan, default_limit, parse_size, plan_memory
-from open_lm.tokens.options import Options, available_cores, validate
+from open_lm.tokens.options import Options, validate
 from open_lm.tokens.plan import plan_groups, text_bytes, unit_bytes
 from open_lm.tokens.reading.inputs import STDIN, InputFile, list_inputs
 from open_lm.tokens.reading.stdin import spool_stdin
@@ -46,6 +46,20 @@ class Sizes:
 
     unit_bytes: int | None = None
     bucket_text_bytes: int = shuffle.BUCKET_TEXT_BYTES
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A job that may begin."""
+
+    options: Options
+    files: Sequence[InputFile]
+    tokenizer: Tokenizer
+    memory: MemoryPlan
+    work: UnitWork
+    folder: WorkFolder
+    places: Destination
+    identity: Identity
 
 
 def preprocess(options: Options, sizes: Sizes = Sizes()) -> Counts | None:
@@ -78,21 +92,29 @@ def preprocess(options: Options, sizes: Sizes = Sizes()) -> Counts | None:
         executor = stack.enter_context(LocalExecutor(memory.workers, ["open_lm.tokens.warm"], {VARIABLE: json.dumps(asdict(encoder))}))
         executor.start()
         work = _unit_work(options, files, encoder, tokenizer, memory, folder, sizes)
-        expected = _estimate(options, files, work, memory, folder, places)
+        job = _Job(options, files, tokenizer, memory, work, folder, places, wanted)
+        expected = _estimate(job)
         if options.run.dry_run:
-            print(_plan_in_words(options, files, work, memory, expected, places))
+            print(_in_words(job, expected))
             return None
-        groups = plan_groups(files, work.unit_bytes)
         executor.wait()
-        ready = time.monotonic()
-        tokenized = tokenize(work, groups, executor, memory.workers, expected.tokens, options.output.last_sequence, tokenizer.eot_id)
-        _check_refused(tokenized.counts, options.input.max_bad_fraction)
-        _make_room(folder, places)
-        shards = write(_shard_work(options, work, places), tokenized.bucket_sizes, options.output.shard_size, executor, expected.ratio)
-        counts = _count(files, tokenized, shards, work.length, ready - started, time.monotonic() - ready)
-        counts.assert_whole()
-        _finish(options, places, files, shards, tokenizer, work, counts, tokenized, wanted)
+        counts = _do(job, expected, executor, started)
         folder.remove()
+    return counts
+
+
+def _do(job: _Job, expected: Estimate, executor: LocalExecutor, started: float) -> Counts:
+    """The two stages, and what lies beside the shards."""
+    options, work, ready = job.options, job.work, time.monotonic()
+    groups = plan_groups(job.files, work.unit_bytes)
+    last, eot_id = options.output.last_sequence, job.tokenizer.eot_id
+    tokenized = tokenize(work, groups, executor, job.memory.workers, expected.tokens, last, eot_id)
+    _check_refused(tokenized.counts, options.input.max_bad_fraction)
+    _make_room(job.folder, job.places)
+    shards = write(_shard_work(job), tokenized.bucket_sizes, options.output.shard_size, executor, expected.ratio)
+    counts = _count(job, tokenized, shards, ready - started, time.monotonic() - ready)
+    counts.assert_whole()
+    _finish(job, shards, counts, tokenized.counts)
     return counts
 
 
@@ -183,45 +205,40 @@ def _unit_work(
     )
 
 
-def _estimate(
-    options: Options, files: Sequence[InputFile], work: UnitWork, memory: MemoryPlan, folder: WorkFolder, places: Destination
-) -> Estimate:
+def _estimate(job: _Job) -> Estimate:
     """What it will come to. Raises ValueError when the disks have no room for it."""
+    work, options, places = job.work, job.options, job.places
     encoder = encoder_for(work.encoder)
     if encoder.reason:
         log.info("tokenizing with tokenizers: %s", encoder.reason)
     itemsize = work.dtype().itemsize
-    expected = estimate(files, work.encoder, work.text_key, memory.workers, work.length, itemsize, options.output.format)
-    needs = [("--temp-dir", folder.path, expected.temporary)]
-    if not places.remote:
-        needs.append(("--output-dir", Path(places.root), expected.output))
+    expected = estimate(job.files, work.encoder, work.text_key, job.memory.workers, work.length, itemsize, options.output.format)
     if not options.run.dry_run:
-        done = sum(file.stat().st_size for file in folder.path.glob("*.spill"))
-        check_disk([(flag, path, max(0, size - (done if flag == "--temp-dir" else 0))) for flag, path, size in needs])
+        done = sum(file.stat().st_size for file in job.folder.path.glob("*.spill"))
+        needs = [("--temp-dir", job.folder.path, max(0, expected.temporary - done))]
+        check_disk(needs if places.remote else [*needs, ("--output-dir", Path(places.root), expected.output)])
     return expected
 
 
-def _plan_in_words(
-    options: Options, files: Sequence[InputFile], work: UnitWork, memory: MemoryPlan, expected: Estimate, places: Destination
-) -> str:
+def _in_words(job: _Job, expected: Estimate) -> str:
     """What a run would do."""
-    size = options.output.shard_size
+    work, output = job.work, job.options.output
     rows = [
-        ("input files", f"{len(files):,}"),
-        ("stored bytes", f"{sum(file.size for file in files):,}"),
+        ("input files", f"{len(job.files):,}"),
+        ("stored bytes", f"{sum(file.size for file in job.files):,}"),
         ("text bytes, about", f"{expected.text:,}"),
         ("tokens, about", f"{expected.tokens:,}"),
         (f"sequences of {work.length}, about", f"{expected.sequences:,}"),
-        ("shards, about", f"{-(-expected.sequences // size):,}"),
-        (f"bytes of {options.output.format} shards, about", f"{expected.output:,}"),
+        ("shards, about", f"{-(-expected.sequences // output.shard_size):,}"),
+        (f"bytes of {output.format} shards, about", f"{expected.output:,}"),
         ("temporary bytes, about", f"{expected.temporary:,}"),
-        ("workers", f"{memory.workers}"),
+        ("workers", f"{job.memory.workers}"),
         ("units, about", f"{max(work.groups, -(-expected.text // work.unit_bytes)):,}"),
         ("engine", encoder_for(work.encoder).engine),
         ("seconds, about", f"{expected.seconds:,.0f}"),
     ]
     lines = [f"{name:<32} {value:>20}" for name, value in rows]
-    return "\n".join([*lines, f"output in {places.root}", "nothing was written (--dry-run)"])
+    return "\n".join([*lines, f"output in {job.places.root}", "nothing was written (--dry-run)"])
 
 
 def _check_refused(counts: UnitCounts, allowed: float) -> None:
@@ -238,27 +255,26 @@ def _make_room(folder: WorkFolder, places: Destination) -> None:
         folder.note_writing()
 
 
-def _shard_work(options: Options, work: UnitWork, places: Destination) -> ShardWork:
+def _shard_work(job: _Job) -> ShardWork:
+    work = job.work
     return ShardWork(
         folder=work.folder,
-        destination=places,
+        destination=job.places,
         buckets=work.buckets,
         length=work.length,
         wide=work.wide,
         shuffle=work.shuffle,
         seed=work.seed,
-        format=options.output.format,
-        consumers=options.output.num_consumers,
+        format=job.options.output.format,
+        consumers=job.options.output.num_consumers,
     )
 
 
-def _count(
-    files: Sequence[InputFile], tokenized: Tokenized, shards: Sequence[Shard], length: int, startup: float, seconds: float
-) -> Counts:
+def _count(job: _Job, tokenized: Tokenized, shards: Sequence[Shard], startup: float, seconds: float) -> Counts:
     found = tokenized.counts
     return Counts(
-        input_files=len(files),
-        input_bytes=sum(file.size for file in files),
+        input_files=len(job.files),
+        input_bytes=sum(file.size for file in job.files),
         documents_read=found.documents,
         documents_refused=found.refused,
         characters=found.characters,
@@ -269,7 +285,7 @@ def _count(
         checking_seconds=round(found.checking_seconds, 3),
         worker_seconds=round(found.seconds, 3),
         sequences=sum(shard.entry.num_sequences for shard in shards),
-        tokens_per_sequence=length,
+        tokens_per_sequence=job.work.length,
         dropped_tokens=tokenized.leftover.dropped,
         padding_tokens=tokenized.leftover.padding,
         shards=len(shards),
@@ -279,41 +295,31 @@ def _count(
     )
 
 
-def _finish(
-    options: Options,
-    places: Destination,
-    files: Sequence[InputFile],
-    shards: Sequence[Shard],
-    tokenizer: Tokenizer,
-    work: UnitWork,
-    counts: Counts,
-    tokenized: Tokenized,
-    wanted: Identity,
-) -> None:
+def _finish(job: _Job, shards: Sequence[Shard], counts: Counts, found: UnitCounts) -> None:
     """Manifests, the list of input files, the tokenizer, the picture, and last the statistics."""
-    consumers = options.output.num_consumers
+    places, consumers, tokenizer = job.places, job.options.output.num_consumers, job.tokenizer
     for consumer in range(min(consumers, len(shards))):
         lines = "".join(shard.entry.to_json() + "\n" for shard in shards[consumer::consumers])
         places.put(f"{consumer}/{MANIFEST}", lines.encode())
-    places.put(f"{provenance.FOLDER}/{provenance.FILES}", provenance.files_to_bytes((f.path, f.size, f.stamp) for f in files))
+    places.put(f"{provenance.FOLDER}/{provenance.FILES}", provenance.files_to_bytes((f.path, f.size, f.stamp) for f in job.files))
     places.put(TOKENIZER, tokenizer.json_text.encode())
-    places.put(PICTURE, draw(tokenized.counts.lengths, counts, tokenized.counts.documents_of_sequences))
+    places.put(PICTURE, draw(found.lengths, counts, found.documents_of_sequences))
     more = {
-        "seq_len": options.output.seq_len,
-        "format": options.output.format,
-        "seed": work.seed if work.shuffle else None,
+        "seq_len": job.options.output.seq_len,
+        "format": job.options.output.format,
+        "seed": job.work.seed if job.work.shuffle else None,
         "tokenizer": {
             "name": tokenizer.name,
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "eot_token": tokenizer.eot_token,
             "eot_id": tokenizer.eot_id,
-            "engine": encoder_for(work.encoder).engine,
+            "engine": encoder_for(job.work.encoder).engine,
         },
-        "document_lengths": tokenized.counts.lengths.to_json(),
-        "documents_of_sequences": tokenized.counts.documents_of_sequences.to_json(),
-        "refusals": tokenized.counts.refusals[:_LISTED_REFUSALS],
+        "document_lengths": found.lengths.to_json(),
+        "documents_of_sequences": found.documents_of_sequences.to_json(),
+        "refusals": found.refusals[:_LISTED_REFUSALS],
         "command": shlex.join(sys.argv),
-        "job": wanted.to_json(),
+        "job": job.identity.to_json(),
     }
     places.put(STATS, stats.to_json(counts, more))

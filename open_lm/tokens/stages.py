@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from open_lm.executor import Executor
 from open_lm.tokens import shuffle
-from open_lm.tokens.executor import Executor
 from open_lm.tokens.gather import Shard, ShardPlan, ShardWork, do_shard, note_path
 from open_lm.tokens.lengths import Lengths
 from open_lm.tokens.options import LastSequence

@@ -26,8 +26,8 @@ from open_lm.tokens.reading.inputs import InputFile, Part
 from open_lm.tokens.reading.reader import Reader
 from open_lm.tokens.spill import SpillWriter, spill_path
 
-SEGMENT_TOKENS = 16 << 20
-"""Tokens that a worker gathers before it writes them to its spill."""
+SEGMENT_TOKENS = 8 << 20
+"""Tokens that a worker gathers before it writes them to its spill. Decides its memory, and nothing else."""
 NAMED_REFUSALS = 20
 DIFFERENCE = "tokenizer-difference.json"
 

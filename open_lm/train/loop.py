@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from torch import Tensor
-
+from open_lm.data.batch import Batch
 from open_lm.train.schedule import RunLength, Schedule
 from open_lm.train.step import Step, StepResult
 
@@ -55,7 +54,7 @@ class Nothing:
 
 
 def train(
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     step: Step,
     schedule: Schedule,
     length: RunLength,
@@ -66,15 +65,15 @@ def train(
     """Train until the batches end.
 
     Args:
-        batches: [local_batch, seq_len + 1] int64 on the device, from number `start.sequences` on.
+        batches: of this process, on the device, from number `start.sequences` on.
 
     Returns:
         Where the run ended.
     """
     position = start
-    for tokens in batches:
+    for batch in batches:
         lr = schedule(position.step)
-        result = step(tokens, lr)
+        result = step(batch, lr)
         before, position = position, _advance(position, length, seq_len, lr)
         for callback in callbacks:
             callback.after_step(position, result)

@@ -6,11 +6,12 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from open_lm.params import LogParams
@@ -21,9 +22,11 @@ from open_lm.train.step import StepResult
 
 
 class Waits(Protocol):
-    """Something that counts how long it was waited for."""
+    """Something that counts how long it was waited for, and the rows of this process that were lost, where any may be."""
 
     wait_seconds: float
+    lost_rows: int
+    tolerate: float
 
 
 class Sink(Protocol):
@@ -125,16 +128,23 @@ def make_sinks(params: LogParams, folder: RunFolder, config: Mapping[str, Any], 
 
 
 class MetricsLog(Nothing):
-    """Reads the device every --log-every-n-steps steps, and tells every sink. On every process, since reading must be done by all."""
+    """Reads the device every --log-every-n-steps steps, and tells every sink. On every process, since reading must be done by all.
 
-    def __init__(self, sinks: list[Sink], every: int, length: RunLength, waits: Waits, start: Position):
-        self.sinks, self.every, self.length, self.waits = sinks, every, length, waits
+    With `source_names`, `loss/<name>` is the mean cross-entropy, without z-loss, over the targets of a source in the steps since the
+    last log step; a source that had none in them is left out.
+    """
+
+    def __init__(self, sinks: list[Sink], every: int, length: RunLength, waits: Waits, start: Position, source_names: Sequence[str] = ()):
+        self.sinks, self.every, self.length, self.waits, self.source_names = sinks, every, length, waits, source_names
         self.since, self.before, self.waited = time.perf_counter(), start, 0.0
         self.bad_steps: list[Tensor] = []
+        self.by_source: Tensor | None = None
 
     def after_step(self, position: Position, result: StepResult) -> None:
         """At a log step and at the last one: read loss and norm, tell every sink, write the log line."""
         self.bad_steps.append(result.skipped)
+        if result.by_source is not None:
+            self.by_source = result.by_source if self.by_source is None else self.by_source + result.by_source
         if position.step % self.every and position.step != self.length.total_steps:
             return
         loss, grad_norm = float(result.loss), float(result.grad_norm)
@@ -149,13 +159,22 @@ class MetricsLog(Nothing):
             "grad_norm": grad_norm,
             "tokens_per_second": (position.tokens - self.before.tokens) / (now - self.since),
             "data_wait_seconds": waited - self.waited,
+            **self._source_losses(),
         }
-        self.since, self.before, self.waited, self.bad_steps = now, position, waited, []
+        if self.waits.tolerate:
+            metrics["lost_rows"] = _over_processes(self.waits.lost_rows, result.loss.device)
+        self.since, self.before, self.waited, self.bad_steps, self.by_source = now, position, waited, [], None
         if skipped:
             logging.warning(f"{skipped} of the last steps had a gradient that is not finite; their updates were left out")
         for sink in self.sinks:
             sink.write(metrics, position.step, "train")
         logging.info(_log_line(metrics, self.length))
+
+    def _source_losses(self) -> dict[str, float]:
+        if self.by_source is None:
+            return {}
+        sums, counts = self.by_source.tolist()
+        return {f"loss/{name}": nats / n for name, nats, n in zip(self.source_names, sums, counts, strict=True) if n}
 
     def validated(self, metrics: Mapping[str, Any], step: int) -> None:
         """Tell every sink about a validation."""
@@ -166,6 +185,14 @@ class MetricsLog(Nothing):
         """Close every sink."""
         for sink in self.sinks:
             sink.close()
+
+
+def _over_processes(count: int, device: torch.device) -> int:
+    """The sum of a count of each process; all must ask for it."""
+    total = torch.tensor(count, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return int(total)
 
 
 def _log_line(m: Mapping[str, Any], length: RunLength) -> str:

@@ -100,7 +100,7 @@ def start_logging(folder: RunFolder, params: LogParams, world: World) -> None:
     for handler in handlers or [logging.NullHandler()]:
         handler.setFormatter(_FORMAT)
         root.addHandler(handler)
-    for noisy in ("fsspec", "matplotlib", "urllib3", "botocore", "torch"):
+    for noisy in ("fsspec", "matplotlib", "urllib3", "botocore", "aiobotocore", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from open_lm.data.batch import Batch, input_ids
 from open_lm.model.head import LossSums, cross_entropy_sums
 from open_lm.train.optimizer import clip_gradient, set_lr, update_unless
 from open_lm.train.parallel import World, gradient_sync
@@ -16,16 +17,17 @@ from open_lm.train.parallel import World, gradient_sync
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What a step does besides the model: parts of the batch, clipping, z-loss, autocast."""
+    """What a step does besides the model: parts of the batch, clipping, z-loss, autocast, sources that are told apart (0: none)."""
 
     accum_freq: int = 1
     grad_clip_norm: float | None = None
     z_loss: float = 0.0
     autocast: torch.dtype | None = None
+    sources: int = 0
 
 
 class StepResult(NamedTuple):
-    """Scalars on the device; reading one is a synchronisation."""
+    """On the device, the same on every process; reading any of it is a synchronisation."""
 
     loss: Tensor
     """Mean loss with z-loss over the unmasked tokens of the global batch, in nats."""
@@ -33,38 +35,57 @@ class StepResult(NamedTuple):
     """Global norm before clipping."""
     skipped: Tensor
     """True where the gradient was not finite and nothing was updated."""
+    by_source: Tensor | None = None
+    """fp64 [2, sources], of the rows of each source in the global batch: cross-entropy without z-loss, summed, in nats; its targets."""
 
 
 class Step:
-    """Callable: (tokens of this process, learning rate) to `StepResult`."""
+    """Callable: (batch of this process, learning rate) to `StepResult`."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, config: StepConfig, world: World):
         self.model, self.optimizer, self.config, self.world = model, optimizer, config, world
         self.parameters = list(model.parameters())
 
-    def __call__(self, tokens: Tensor, lr: float) -> StepResult:
-        """tokens: [local_batch, seq_len + 1] int64 on the device, negative where masked."""
-        count = _sum_over_processes((tokens[:, 1:] >= 0).sum()).clamp(min=1)
-        loss = torch.zeros((), device=tokens.device)
-        parts = tokens.chunk(self.config.accum_freq)
+    def __call__(self, batch: Batch, lr: float) -> StepResult:
+        """batch: on the device; with `sources` where the configuration tells some apart."""
+        count = _sum_over_processes((batch.tokens[:, 1:] >= 0).sum()).clamp(min=1)
+        loss = torch.zeros((), device=batch.tokens.device)
+        by_source = torch.zeros((2, self.config.sources), dtype=torch.float64, device=batch.tokens.device)
+        parts = batch.chunk(self.config.accum_freq)
         for index, part in enumerate(parts):
             with gradient_sync(self.model, wanted=index == len(parts) - 1):
                 sums = self._forward(part)
                 # DDP and FSDP average over the processes; the sum over all tokens is wanted
                 (sums.total * (self.world.size / count)).backward()
             loss += sums.total.detach()
+            if self.config.sources:
+                _add_by_source(by_source, part, sums.positions)
         norm = clip_gradient(self.parameters, self.config.grad_clip_norm)
         skipped = ~torch.isfinite(norm)
         set_lr(self.optimizer, lr)
         update_unless(self.optimizer, skipped)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(_sum_over_processes(loss) / count, norm, skipped)
+        # one reduction for the loss and its parts
+        summed = _sum_over_processes(torch.cat([loss.double()[None], by_source.flatten()]))
+        told = summed[1:].view_as(by_source) if self.config.sources else None
+        return StepResult(summed[0].float() / count, norm, skipped, told)
 
-    def _forward(self, tokens: Tensor) -> LossSums:
-        inputs, targets = tokens[:, :-1].clamp(min=0), tokens[:, 1:]
+    def _forward(self, part: Batch) -> LossSums:
+        inputs, targets = input_ids(part.tokens[:, :-1]), part.tokens[:, 1:]
         dtype = self.config.autocast
-        with torch.autocast(tokens.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            return self.model(inputs, head=lambda hidden, weight: cross_entropy_sums(hidden, weight, targets, self.config.z_loss))
+
+        def head(hidden: Tensor, weight: Tensor) -> LossSums:
+            return cross_entropy_sums(hidden, weight, targets, self.config.z_loss)
+
+        with torch.autocast(inputs.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            return self.model(inputs, head=head, document_ids=part.document_ids)
+
+
+def _add_by_source(by_source: Tensor, part: Batch, positions: Tensor) -> None:
+    """Add the losses [batch, seq_len] and targets of some rows to their sources' sums [2, sources], on the device."""
+    assert part.sources is not None, "the loader was not asked for sources"
+    rows = torch.stack([positions.double().sum(1), (part.tokens[:, 1:] >= 0).sum(1)])
+    by_source.scatter_add_(1, part.sources.expand(2, -1), rows)
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ def test_every_command_of_the_readme_runs(sandbox: Path, repo: Path) -> None:
     assert list((run_folder / "wandb").glob("offline-run-*"))
     assert "lambada" in outputs[3]
     assert "report.html" in {p.name for p in sandbox.iterdir()}
+    assert "part.jsonl.zst, byte" in outputs[4]
 
     again = run(sandbox, commands[2])
     assert "the run is finished" in again

@@ -31,14 +31,14 @@ def global_batches(rows: Rows, shape: LoaderShape, workers: int = 0) -> torch.Te
     for rank in range(shape.world_size):
         mine = LoaderShape(rank, shape.world_size, shape.global_batch_size, shape.streams, shape.start, shape.stop)
         with Loader(rows, mine, workers) as loader:
-            parts.append(torch.stack(list(loader)))
+            parts.append(torch.stack([batch.tokens for batch in loader]))
     return torch.stack(parts, dim=2).flatten(1, 2)
 
 
 def test_a_batch_is_a_tensor_of_whole_rows(write_shards: Write) -> None:
     data = train_data(f"{write_shards([20])}/*.tar")
     with Loader(data.rows, LoaderShape(0, 1, 8, 8), workers=0) as loader:
-        batch = next(iter(loader))
+        batch = next(iter(loader)).tokens
     assert batch.shape == (8, 5) and batch.dtype == torch.int64
     assert (batch == batch[:, :1]).all() and len(set(batch[:, 0].tolist())) == 8
 
@@ -121,7 +121,7 @@ def test_golden_shards_of_openlm_are_seen_once_a_pass(streams: int, shared: Path
 def test_openlm_defect_8_a_run_never_runs_out_of_shards(write_shards: Write) -> None:
     data = train_data(f"{write_shards([3, 2])}/*.tar", multiple_data_passes=True)
     with Loader(data.rows, LoaderShape(0, 1, 8, 8), workers=0) as loader:
-        rows = torch.cat([batch for batch, _ in zip(loader, range(10), strict=False)])[:, 0]
+        rows = torch.cat([batch.tokens for batch, _ in zip(loader, range(10), strict=False)])[:, 0]
     assert all(sorted(rows[i : i + 5].tolist()) == [0, 1, 2, 3, 4] for i in range(0, 80, 5))
 
 

@@ -1,5 +1,4 @@
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,11 +96,6 @@ def test_a_pattern_without_files_is_refused(tmp_path: Path, write_shards: Write)
     assert "no file matches ''" in refuses(f"{folder}/*.tar::")
     assert f"no file {folder}/shard-0001.tar" in refuses(f"{folder}/shard-{{0000..0001}}.tar")
     assert f"is a folder; give {folder}/*.tar" in refuses(folder)
-
-
-@pytest.mark.parametrize("url", ["s3://bucket/{0..3}.tar", "https://host/a.tar", "pipe:aws s3 cp x -"])
-def test_remote_shards_are_refused_in_one_line(url: str) -> None:
-    assert re.search(rf"--train-data {re.escape(url)}: .* not built yet; copy", refuses(url))
 
 
 def test_a_shard_that_is_no_tar_is_named(write_shards: Write) -> None:

@@ -111,4 +111,4 @@ def test_many_shards_in_turns_leave_few_files_open(write_shards: Write) -> None:
             assert out.tolist() == [2 * i + 1] * 3
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 64
     reader.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -52,6 +52,13 @@ def test_masked_targets_are_ignored_and_short_rows_weigh_by_their_tokens(model: 
     assert (result.tokens, result.sequences) == (5 * 16 + 3, 6)
 
 
+def test_a_masked_token_is_read_by_what_follows_it(model: Transformer, tokens: Tensor) -> None:
+    masked = torch.cat([~tokens[:, :6], tokens[:, 6:]], dim=1)
+    with torch.no_grad():
+        losses = F.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
+    assert validate(model, [masked]).loss == pytest.approx(float(losses[:, 5:].mean()), rel=1e-6)
+
+
 def test_fully_masked_rows_and_batches_are_harmless(model: Transformer, tokens: Tensor) -> None:
     masked = torch.full_like(tokens, -1)
     with_masked = validate(model, [tokens, masked, torch.cat([tokens[:1], masked])])

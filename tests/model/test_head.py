@@ -32,6 +32,10 @@ def test_loss_and_gradients_equal_whole_logits(z_loss: float, chunk: int, monkey
 
     assert torch.allclose(sums.total, total, rtol=1e-5)
     assert torch.allclose(sums.cross_entropy, cross_entropy, rtol=1e-5)
+    assert sums.positions.shape == targets.shape
+    assert not sums.positions.requires_grad
+    assert torch.allclose(sums.positions[kept], F.cross_entropy(logits[kept], targets[kept], reduction="none"), atol=1e-5)
+    assert not sums.positions[~kept].any()
     assert torch.allclose(ours[0], hidden.grad, atol=1e-5)
     assert torch.allclose(ours[1], weight.grad, atol=1e-4)
 

@@ -77,6 +77,9 @@ def test_a_choice_that_is_not_built_stops_with_one_line(name: str, value: str) -
         ("--grad-clip-norm 0", "--grad-clip-norm 0.0"),
         ("--beta2 1", "--beta2 1.0"),
         ("--workers -1", "--workers -1: give 0 or more"),
+        ("--squash-mask-left", "--squash-mask-left: needs --target-mask-left"),
+        ("--target-mask-left 3 --target-mask-individual 3", "--target-mask-left and --target-mask-individual 3: give two ids"),
+        ("--document-mask --attn-name xformers_attn", "--document-mask with --attn-name xformers_attn"),
     ],
 )
 def test_contradictions_and_wrong_values_are_told(flags: str, words: str) -> None:

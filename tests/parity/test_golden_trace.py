@@ -10,6 +10,7 @@ import torch
 
 from open_lm import load_model
 from open_lm.checkpoint.weights import read_weights
+from open_lm.data.batch import Batch
 from open_lm.params import OptimizerParams
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World
@@ -30,7 +31,7 @@ def test_forty_steps_equal_openlms(shared: Path) -> None:
     for index, batch in enumerate(trace["batches"]):
         lr = cosine(index, hyper["lr"], hyper["warmup"], hyper["total_steps"], hyper["lr_cooldown_end"], 0.0)
         assert abs(lr - trace["lr"][index]) < 1e-9
-        result = step(torch.from_numpy(batch.astype(np.int64)), lr)
+        result = step(Batch(torch.from_numpy(batch.astype(np.int64))), lr)
         assert abs(result.loss.item() - trace["loss"][index]) < 1e-4, f"step {index}"
         assert abs(result.grad_norm.item() - trace["grad_norm"][index]) < 1e-3, f"step {index}"
 

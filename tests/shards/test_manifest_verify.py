@@ -29,7 +29,8 @@ def data(tmp_path: Path) -> Path:
 
 def verify(capsys: pytest.CaptureFixture, *places: object) -> tuple[int, list[str]]:
     status = main(["--verify", "--num-workers", "1", *map(str, places)])
-    return status, capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out.splitlines()
+    return status, [line for line in said if " | WARNING | " not in line]  # another test may have set up a log on stdout
 
 
 def edit(manifest: Path, place: int, **values: object) -> None:

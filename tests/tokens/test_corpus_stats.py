@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import random_texts, write_jsonl
 
+from open_lm.executor import LocalExecutor
 from open_lm.shards.provenance import Provenance, to_bytes
 from open_lm.tokenizer import load_tokenizer
 from open_lm.tokens import stats
-from open_lm.tokens.executor import LocalExecutor
 from open_lm.tokens.histogram import Fill, merged_bins, picture
 from open_lm.tokens.lengths import Lengths
 from open_lm.tokens.reading.inputs import list_inputs

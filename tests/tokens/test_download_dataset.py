@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import hub
 
-from open_lm.tokens.executor import LocalExecutor
+from open_lm.executor import LocalExecutor
 from open_lm.tokens.reading.inputs import InputFile
 from open_lm.tokens.tools import download as module
 from open_lm.tokens.tools.download import Wanted, Written, deal, download

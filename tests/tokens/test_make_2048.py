@@ -167,3 +167,27 @@ def test_help_comes_without_torch(repo: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "--tokenizer-engine" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "transformers", "tokenizers", "gigatoken"}
+
+
+@pytest.mark.slow
+def test_input_comes_from_the_hugging_face_hub(repo: Path, tmp_path: Path, raw: Path, tokenizer_file: Path) -> None:
+    from loopback_hub import hub
+
+    common = ["--tokenizer", str(tokenizer_file), "--seq-len", "64", "--num-workers", "2"]
+    with hub(raw, "me/words") as (endpoint, requests):
+        command = [sys.executable, str(repo / "datapreprocess/make_2048.py"), "--input-files", "hf://datasets/me/words/*.jsonl.zst"]
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        done = subprocess.run([*command, *common, "--output-dir", "hub"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert any("resolve" in request for request in requests)
+    assert make_2048(repo, tmp_path, *common, "--input-files", "raw/*.zst", "--output-dir", "local").returncode == 0
+    shards = [
+        {name: data for name, data in all_files(tmp_path / where / "64-v1").items() if name.startswith("0/")} for where in ("hub", "local")
+    ]
+    assert shards[0] == shards[1] and shards[0]

@@ -15,12 +15,12 @@ import zstandard
 from running import run
 from small_corpus import all_files, random_texts, stored_sequences, write_jsonl
 
+from open_lm.executor import LocalExecutor
 from open_lm.params.fields import UserError
 from open_lm.shards import provenance
 from open_lm.shards.manifest import read_manifest
 from open_lm.shards.members import decode_member
 from open_lm.tokenizer import load_tokenizer
-from open_lm.tokens.executor import LocalExecutor
 from open_lm.tokens.preprocess import Sizes
 
 
@@ -225,6 +225,13 @@ def test_a_bad_line_stops_the_run_and_is_named(tmp_path: Path, tokenizer_file: P
     assert not (tmp_path / "out/32-v1").exists()
 
 
+def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path, tokenizer_file: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{broken\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: is not JSON"):
+        run([str(tmp_path / "a.jsonl")], tokenizer_file, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_bad_lines_are_counted_up_to_the_allowed_share(tmp_path: Path, tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", random_texts(98, 5))
     path.write_text(path.read_text(encoding="utf-8") + '{broken\n{"text": 5}\n', encoding="utf-8")
@@ -305,3 +312,20 @@ def test_wrong_options_are_reported_together(tmp_path: Path, tokenizer_file: Pat
         run([], tokenizer_file, tmp_path, upload_to_s3=True, seq_len=0, num_workers=0, max_bad_fraction=2.0, memory_limit="much")
     flags = [problem.split(":")[0].split(" ")[0] for problem in error.value.problems]
     assert flags == ["--input-files", "--max-bad-fraction", "--upload-to-s3", "--seq-len", "--num-workers", "--memory-limit"]
+
+
+@pytest.mark.parametrize("group_rows", [7, 10_000])
+def test_a_table_gives_what_its_texts_give(tmp_path: Path, tokenizer_file: Path, group_rows: int) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = random_texts(200, 6)
+    table = pyarrow.table({"n": list(range(200)), "text": texts})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=group_rows)
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    found = []
+    for name in ("a.parquet", "a.jsonl"):
+        sizes = Sizes(unit_bytes=2_000 if name == "a.parquet" else 1 << 20)
+        run([str(tmp_path / name)], tokenizer_file, tmp_path / f"out-{name}", sizes=sizes, shuffle=False)
+        found.append(Counter(i for sequence in stored_sequences(tmp_path / f"out-{name}/32-v1") for i in sequence))
+    assert sum((found[0] - found[1]).values()) <= 33 and sum((found[1] - found[0]).values()) <= 33
+    source = provenance.from_bytes((tmp_path / "out-a.parquet/32-v1/provenance/0/shard-0000000.npz").read_bytes())
+    assert source.at.max() < 200

@@ -54,20 +54,23 @@ def start(repo: Path, options: dict[str, Any], **environment: str) -> subprocess
     return subprocess.Popen(command, cwd=repo, start_new_session=True, stderr=subprocess.PIPE, env={**os.environ, **environment})
 
 
-def kill_at_random_moments(launch: Callable[[], subprocess.Popen[bytes]], seed: int, seconds: float) -> int:
-    """Start, kill everything after a while, and again; then let it end. Returns how many were really killed."""
-    rng, killed = random.Random(seed), 0
-    for _ in range(KILLS):
-        process = launch()
-        time.sleep(rng.uniform(0.2, seconds))
-        if process.poll() is None:
+def kill_at_random_moments(launch: Callable[[int], subprocess.Popen[bytes]], seed: int, seconds: float) -> int:
+    """Start output 0, kill everything after a while, and again until it is there; then output 1, ... Returns how many were made."""
+    rng, killed, made = random.Random(seed), 0, 0
+    finished = False
+    while killed < KILLS or not finished:
+        process = launch(made)
+        try:
+            process.wait(rng.uniform(0.2, seconds) if killed < KILLS else 300)
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
-        process.communicate()
-    process = launch()
-    error = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, error.decode()
-    return killed
+        error = process.communicate()[1]
+        finished = process.returncode != -signal.SIGKILL
+        if finished:
+            assert process.returncode == 0, error.decode()
+            made += 1
+    return made
 
 
 @pytest.mark.parametrize("format", ["txt"])
@@ -76,15 +79,15 @@ def test_kill_9_of_everything_at_random_moments_ends_with_the_same_bytes(
 ) -> None:
     undisturbed = tmp_path / "undisturbed"
     run(corpus, tokenizer_file, undisturbed, format=format, num_consumers=2, shard_size=100)
-    options = {"paths": corpus, "tokenizer": str(tokenizer_file), "out": str(tmp_path / "killed")}
+    options = {"paths": corpus, "tokenizer": str(tokenizer_file)}
     options |= {"format": format, "num_workers": 2, "num_consumers": 2, "shard_size": 100}
     started = time.monotonic()
     assert start(repo, {**options, "out": str(tmp_path / "timed")}).wait(timeout=300) == 0
     seconds = time.monotonic() - started
-    killed = kill_at_random_moments(lambda: start(repo, options), seed=KILLS, seconds=seconds)
-    assert killed > KILLS // 3
-    assert output_of(tmp_path / "killed/32-v1") == output_of(undisturbed / "32-v1")
-    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["32-v1"]
+    made = kill_at_random_moments(lambda i: start(repo, {**options, "out": str(tmp_path / f"killed-{i}")}), seed=KILLS, seconds=seconds)
+    for i in range(made):
+        assert output_of(tmp_path / f"killed-{i}/32-v1") == output_of(undisturbed / "32-v1")
+        assert [path.name for path in (tmp_path / f"killed-{i}").iterdir()] == ["32-v1"]
 
 
 def test_a_killed_worker_is_survived(repo: Path, tmp_path: Path, corpus: list[str], tokenizer_file: Path) -> None:

@@ -125,8 +125,9 @@ def test_kill_9_at_random_moments_of_an_upload_ends_with_the_same_bytes(
     started = time.monotonic()
     assert start(repo, {**options, "out": s3.url("timed")}).wait(timeout=120) == 0
     seconds = time.monotonic() - started
-    kill_at_random_moments(lambda: start(repo, {**options, "out": s3.url("data")}), seed=KILLS, seconds=seconds)
-    assert remote_files(s3, "data/32-v1") == local_files(tmp_path / "local/32-v1")
+    made = kill_at_random_moments(lambda i: start(repo, {**options, "out": s3.url(f"data-{i}")}), seed=KILLS, seconds=seconds)
+    for i in range(made):
+        assert remote_files(s3, f"data-{i}/32-v1") == local_files(tmp_path / "local/32-v1")
 
 
 def test_input_is_read_from_s3_and_the_web(s3: Any, web: Any, tmp_path: Path, corpus: list[str], tokenizer_file: Path) -> None:
@@ -140,3 +141,15 @@ def test_input_is_read_from_s3_and_the_web(s3: Any, web: Any, tmp_path: Path, co
     assert shards
     for other in ("s3", "web"):
         assert {name: data for name, data in all_files(tmp_path / other / "32-v1").items() if name.startswith("0/")} == shards
+
+
+def test_a_remote_output_is_claimed_and_replaced_as_a_local_one(s3: Any, tmp_path: Path, corpus: list[str], tokenizer_file: Path) -> None:
+    first = run(corpus, tokenizer_file, s3.url("data"), shard_size=100)
+    assert run(corpus, tokenizer_file, s3.url("data"), shard_size=100) == first
+    with pytest.raises(ValueError, match=r"s3://.*data/32-v1 holds the shards of another command .--seed was 0, is 1.*--overwrite"):
+        run(corpus, tokenizer_file, s3.url("data"), shard_size=100, seed=1)
+    s3.put("data/32-v1/notes.txt", b"mine")
+    run(corpus, tokenizer_file, s3.url("data"), shard_size=200, seed=1, overwrite=True)
+    run(corpus, tokenizer_file, tmp_path / "local", shard_size=200, seed=1)
+    assert s3.get("data/32-v1/notes.txt") == b"mine"
+    assert {k: v for k, v in remote_files(s3, "data/32-v1").items() if k != "notes.txt"} == local_files(tmp_path / "local/32-v1")

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from open_lm.executor import LocalExecutor
 from open_lm.tokenizer import Tokenizer, load_tokenizer
-from open_lm.tokens.executor import LocalExecutor
 from open_lm.tokens.reading.inputs import InputFile, input_file, list_inputs
 from open_lm.tokens.tools.bpe import arbitrary_texts
 from open_lm.tokens.tools.round_trip import CHANGED, EXACT, NORMALISED, RoundTrip, byte_table

@@ -177,6 +177,7 @@ def test_accumulation_weighs_tokens_not_sequences(bench: Any, main_here: Main) -
 
 
 def test_a_gradient_that_is_not_finite_updates_nothing(bench: Any) -> None:
+    from open_lm.data.batch import Batch
     from open_lm.model.transformer import Transformer
     from open_lm.model.zoo import get_model_config
     from open_lm.params import OptimizerParams
@@ -187,11 +188,11 @@ def test_a_gradient_that_is_not_finite_updates_nothing(bench: Any) -> None:
     model = Transformer(get_model_config(str(bench.folder / "tiny.json")))
     model.init_weights()
     step = Step(model, make_optimizer(model, OptimizerParams()), StepConfig(grad_clip_norm=1.0), World(0, 1, torch.device("cpu")))
-    step(torch.randint(0, 64, (2, 33)), 1e-3)
+    step(Batch(torch.randint(0, 64, (2, 33))), 1e-3)
     with torch.no_grad():
         good = {n: p.clone() for n, p in model.named_parameters()}
         model.norm.weight[0] = float("inf")
-    result = step(torch.randint(0, 64, (2, 33)), 1e-3)
+    result = step(Batch(torch.randint(0, 64, (2, 33))), 1e-3)
     assert bool(result.skipped)
     assert all(torch.equal(p, good[n]) for n, p in model.named_parameters() if n != "norm.weight")
 

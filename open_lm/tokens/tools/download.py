@@ -21,7 +21,7 @@ import orjson
 import zstandard
 
 from open_lm import storage
-from open_lm.tokens.executor import LocalExecutor
+from open_lm.executor import LocalExecutor
 from open_lm.tokens.reading.inputs import InputFile
 from open_lm.tokens.tools.records import records
 from open_lm.tokens.tools.split import SPLITS, split_of

@@ -13,9 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from open_lm.executor import LocalExecutor, available_cores
 from open_lm.tokenizer import Tokenizer
-from open_lm.tokens.executor import LocalExecutor
-from open_lm.tokens.options import available_cores
 from open_lm.tokens.plan import Stretch, block_part, plan_groups, stretches, text_bytes, unit_bytes
 from open_lm.tokens.reading.inputs import InputFile, Part
 from open_lm.tokens.reading.reader import Batch, Reader

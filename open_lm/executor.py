@@ -112,7 +112,9 @@ class LocalExecutor:
     def _ready_pool(self) -> concurrent.futures.ProcessPoolExecutor:
         if self._pool is None:
             self.start()
-            self._pool = concurrent.futures.ProcessPoolExecutor(self.workers, mp_context=self._context, initializer=_start_worker)
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self.workers, mp_context=self._context, initializer=_start_worker, initargs=(dict(os.environ),)
+            )
         return self._pool
 
     def _start_server(self) -> multiprocessing.context.BaseContext:
@@ -134,6 +136,24 @@ class LocalExecutor:
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int | None, about: str) -> Iterator[tuple[int, R]]:
+    """`LocalExecutor.map` by processes of its own, with a progress bar on a terminal.
+
+    Args:
+        workers: processes, all cores by default; one does the work in this process.
+        about: what the progress bar counts.
+    """
+    from tqdm import tqdm
+
+    with LocalExecutor(max(1, min(workers or available_cores(), len(tasks)))) as executor:
+        yield from tqdm(executor.map(function, tasks), total=len(tasks), unit=about, disable=None, leave=False)
 
 
 _ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -162,8 +182,10 @@ def _set_environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker() -> None:
-    """In each worker: one thread; an interrupt of the terminal is the first process's affair; no life after its death."""
+def _start_worker(environment: dict[str, str]) -> None:
+    """In each worker: the first process's environment as it is now (the server has that of its start: other credentials, perhaps);
+    one thread; an interrupt of the terminal is the first process's affair; no life after its death."""
+    os.environ.update(environment)
     _one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

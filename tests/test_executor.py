@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from open_lm.tokens.executor import LocalExecutor
+from open_lm.executor import LocalExecutor
 
 
 def square(task: int) -> int:
@@ -95,8 +95,8 @@ def test_leaving_by_an_exception_ends_the_workers_at_once() -> None:
 @pytest.mark.slow
 def test_workers_die_with_the_first_process(repo: Path, tmp_path: Path) -> None:
     program = (
-        "import os, sys, time; sys.path[:0] = ['tests/tokens']\n"
-        "from open_lm.tokens.executor import LocalExecutor\n"
+        "import os, sys, time; sys.path[:0] = ['tests']\n"
+        "from open_lm.executor import LocalExecutor\n"
         "from test_executor import sleep_with_pid\n"
         "list(LocalExecutor(2).map(sleep_with_pid, [sys.argv[1] + '/a', sys.argv[1] + '/b']))\n"
     )
@@ -121,3 +121,16 @@ def wait_for(condition, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def see(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+@pytest.mark.slow
+def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalExecutor(2) as executor:
+        executor.wait()  # the fork server is there, with the environment of now
+    monkeypatch.setenv("OPENLM_TEST_VALUE", "late")
+    with LocalExecutor(2) as executor:
+        assert list(executor.map(see, ["OPENLM_TEST_VALUE"])) == [(0, "late")]

@@ -1,0 +1,252 @@
+"""Whole shards from elsewhere, kept as local files in a folder of bounded size: the ones used last stay.
+
+Any number of processes may share a folder. A shard is fetched by one of them (a lock on one of 256 files), appears under its name
+when it is whole and compared with its manifest, and is removed when room is needed; who has it open reads on. The name of a cached
+shard tells what it is: url, bytes, and sha256 or the store's stamp. A private folder belongs to one process and its children,
+and is removed at its end; what a killed process left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from open_lm import storage
+from open_lm.data.places import Remote, open_place
+from open_lm.params.sizes import parse_size
+from open_lm.storage.faults import StorageError, retry
+
+_log = logging.getLogger(__name__)
+_BLOCK = 4 << 20
+_FETCHES = 2
+"""Times that a shard is fetched when what came is not what its manifest says."""
+_ABANDONED = 3600.0
+"""Seconds without a write after which an unfinished file belongs to a dead process."""
+_NEW = 60.0
+_PRIVATE = "open_lm-shards-"
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """A folder and the bytes that its shards may take together."""
+
+    folder: Path
+    limit: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A shard from elsewhere, and what is known about its content.
+
+    Args:
+        bytes, sha256: as its manifest or the listing of its folder tells them.
+        stamp: what changes in the store when its content does; "" if unknown.
+    """
+
+    place: Remote
+    bytes: int | None
+    sha256: str | None
+    stamp: str = ""
+
+
+def cache_config(folder: str | None, size: str | None) -> CacheConfig:
+    """The cache that options ask for.
+
+    Args:
+        folder: `--data-cache`; None for a private temporary folder of this process.
+        size: `--data-cache-size`; None for half of what is free on the disk, of which private folders have equal parts.
+
+    Raises:
+        ValueError: an impossible folder or size.
+    """
+    if folder is not None and storage.is_remote(folder):
+        raise ValueError(f"--data-cache {folder}: must be a local folder")
+    try:
+        path = private_folder() if folder is None else storage.local_path(folder).absolute()
+        path.mkdir(parents=True, exist_ok=True)
+        if size is None:
+            kept = sum(status.st_size for _, status in _shards(path))
+            sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if folder is None else 1  # torchrun's processes on this machine
+            return CacheConfig(path, (kept + shutil.disk_usage(path).free) // (2 * sharing))
+    except OSError as error:
+        raise ValueError(f"--data-cache {folder}: can't be used: {error}") from None
+    try:
+        return CacheConfig(path, parse_size(size))
+    except ValueError as error:
+        raise ValueError(f"--data-cache-size {error}") from None
+
+
+@lru_cache(maxsize=1)
+def private_folder() -> Path:
+    """A temporary folder that this process removes at its end."""
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=_PRIVATE))
+    lock = open(folder / "owner", "w")  # noqa: SIM115  # held as long as the process, and by its children
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+
+    atexit.register(remove)
+    return folder
+
+
+def _remove_abandoned() -> None:
+    """Remove the private folders of processes that are gone."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*/owner"):
+        with contextlib.suppress(OSError), open(owner) as file:
+            if time.time() - owner.stat().st_mtime < _NEW:
+                continue  # perhaps made at this moment, and not yet locked
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
+
+
+class ShardCache:
+    """The shards of a folder. May be used by several threads.
+
+    Attributes:
+        fetched_bytes: that this object has brought from elsewhere.
+        fetched_shards: how often it has brought one.
+    """
+
+    def __init__(self, config: CacheConfig):
+        self._folder, self._limit = config.folder, config.limit
+        self._names: dict[Remote, str] = {}
+        self._counting = threading.Lock()
+        self.fetched_bytes = self.fetched_shards = 0
+        (self._folder / "locks").mkdir(parents=True, exist_ok=True)
+
+    def has(self, shard: Wanted) -> bool:
+        """True for a shard that is here; it counts as used now."""
+        try:
+            os.utime(self._folder / self._name(shard))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def enter(self, shard: Wanted, stop: threading.Event | None = None) -> Path:
+        """The local file of a shard, fetched if need be. It may be gone again when it is opened: then ask again.
+
+        Args:
+            stop: when set, fetching ends with an error.
+
+        Raises:
+            StorageError: can't be read, or is not what its manifest says.
+            ValueError: a place that can't work.
+        """
+        name = self._name(shard)
+        path = self._folder / name
+        if not self.has(shard):
+            with self._locked(f"locks/{name[:2]}"):
+                if not self.has(shard):
+                    self._fetch(shard, path, stop)
+        return path
+
+    def _name(self, shard: Wanted) -> str:
+        """File name of a shard here. One without known content is asked for its stamp, once."""
+        known = self._names.get(shard.place)
+        if known is None:
+            stamp, size = shard.sha256 or shard.stamp, shard.bytes
+            if not stamp and not shard.place.is_pipe:
+                with contextlib.suppress(ValueError):  # a server that doesn't tell sizes
+                    stored = storage.stat(shard.place)
+                    stamp, size = stored.stamp, size or stored.size
+            digest = hashlib.sha256(f"{shard.place}\n{size}\n{stamp}".encode()).hexdigest()[:32]
+            known = self._names[shard.place] = f"{digest}.tar"
+        return known
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with open(self._folder / name, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _fetch(self, shard: Wanted, path: Path, stop: threading.Event | None) -> None:
+        part = path.with_suffix(".part")
+        self._make_room(shard.bytes or 0, path)
+        try:
+            for attempt in range(1, _FETCHES + 1):
+                wrong = self._download(shard, part, stop)
+                if not wrong:
+                    break
+                if attempt == _FETCHES:
+                    raise StorageError(
+                        f"{shard.place}: {wrong}; copy the shard again, or make a new manifest with python -m open_lm.shards.manifest"
+                    )
+                _log.warning(f"{shard.place}: {wrong}; it is fetched once more")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        self._make_room(0, path)
+
+    def _download(self, shard: Wanted, part: Path, stop: threading.Event | None) -> str:
+        """Fetch into `part`; what differs from the manifest, "" when all is well."""
+        place = shard.place
+        if place.is_pipe:  # other storages retry each block
+            size, digest = retry(place, lambda: self._copy(place, part, stop), stop)
+        else:
+            size, digest = self._copy(place, part, stop)
+        if shard.bytes not in (None, size):
+            return f"has {size} bytes, its manifest says {shard.bytes}"
+        return f"has sha256 {digest}, its manifest says {shard.sha256}" if shard.sha256 not in (None, digest) else ""
+
+    def _copy(self, place: Remote, part: Path, stop: threading.Event | None) -> tuple[int, str]:
+        size, digest = 0, hashlib.sha256()
+        with open_place(place) as source, open(part, "wb") as out:
+            while data := source.read(_BLOCK):
+                if stop is not None and stop.is_set():
+                    raise StorageError(f"{place}: reading was ended")
+                digest.update(data)
+                _write(out, data)
+                size += len(data)
+                with self._counting:
+                    self.fetched_bytes += len(data)
+        with self._counting:
+            self.fetched_shards += 1
+        return size, digest.hexdigest()
+
+    def _make_room(self, size: int, keep: Path) -> None:
+        """Remove the shards used longest ago until `size` more bytes fit."""
+        with self._locked("lock"):
+            found = _shards(self._folder)
+            excess = sum(status.st_size for _, status in found) + size - self._limit
+            for path, status in sorted(found, key=lambda item: item[1].st_mtime_ns):
+                abandoned = path.suffix == ".part" and status.st_mtime < time.time() - _ABANDONED
+                if abandoned or (excess > 0 and path.suffix == ".tar" and path != keep):
+                    path.unlink(missing_ok=True)
+                    excess -= status.st_size
+
+
+def _write(out: IO[bytes], data: bytes) -> None:
+    try:
+        out.write(data)
+    except OSError as error:
+        raise StorageError(
+            f"{out.name}: {error.strerror}; give --data-cache on a disk with more room, or a smaller --data-cache-size"
+        ) from error
+
+
+def _shards(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Shards of a cache, unfinished ones included, with their state."""
+    found = []
+    for path in folder.iterdir():
+        if path.suffix in (".tar", ".part"):
+            with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
+                found.append((path, path.stat()))
+    return found

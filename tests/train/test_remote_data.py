@@ -1,0 +1,55 @@
+"""Real torchrun processes over an S3 store whose network fails: the losses of local files, or a clear end."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def put(bucket: Any, bench: Any) -> str:
+    for path in (bench.folder / "shards").iterdir():
+        bucket.put(f"d/{path.name}", path.read_bytes())
+    return bucket.url("d/shard-{0000000..0000003}.tar")
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def run_on(bench: Any, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """A run of one epoch on two processes, with other data than the bench's."""
+    command = bench.command(2, name, "--epochs", "1", *flags)
+    at = command.index("--train-data")
+    del command[at : at + 2]
+    return subprocess.run(command, env=bench.env, cwd=bench.folder, capture_output=True, text=True, timeout=120)
+
+
+def test_a_run_over_a_failing_network_has_the_losses_of_local_files(
+    bench: Any, s3: Any, faults: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    url = put(s3, bench)
+    ok(bench.run(2, "local", "--epochs", "1"))
+    for what, shard in ((500, "0000000"), ("reset", "0000001"), ("truncate", "0000002")):
+        faults.add(what, times=2, method="GET", path=f"shard-{shard}.tar")
+    ok(run_on(bench, "remote", "--train-data", url, "--val-data", url))
+    assert bench.metrics("remote") == bench.metrics("local")
+    assert "4 shards (0.00 GB) come from elsewhere" in bench.log("remote") and "MB from elsewhere for 40 rows" in bench.log("remote")
+    assert not any(fault.times for fault in faults.plan)
+    assert list((tmp_path / "t").glob("open_lm-shards-*")) == []
+
+
+def test_a_run_whose_shard_is_gone_ends_with_its_name_or_goes_on_and_counts(bench: Any, s3: Any) -> None:
+    put(s3, bench)
+    s3.client.delete_object(Bucket=s3.name, Key="d/shard-0000002.tar")
+    there = ("--dataset-manifest", s3.url("d/manifest.jsonl"), "--train-num-samples", str(240 * 32), "--workers", "2")
+    done = run_on(bench, "gone", *there)
+    assert done.returncode != 0 and "d/shard-0000002.tar: no such file" in done.stderr
+    ok(run_on(bench, "lost", *there, "--data-tolerate-error-p", "0.15"))
+    assert bench.metrics("lost", "lost_rows")[-1] == 20
