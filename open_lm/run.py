@@ -19,9 +19,8 @@ from open_lm.checkpoint.weights import load_weights, read_weights
 from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
-from open_lm.data.loader import Loader, LoaderShape, check_processes
+from open_lm.data.loader import Loader, LoaderShape, allowed_processes, check_processes
 from open_lm.data.masks import Masks
-from open_lm.data.plan import differences
 from open_lm.data.source_names import source_names
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.model.attention import Kernel, get_kernel
@@ -34,6 +33,7 @@ from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
+from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
 from open_lm.train.saving import RunStates, SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
@@ -53,6 +53,7 @@ class Job:
     masks: Masks
     validation: tuple[ValidationSet, ...]
     length: RunLength
+    lineage: Lineage
     resumed: tuple[Path, RunState] | None
     lock: IO[str] | None
     """Of the run folder, on the first process."""
@@ -63,7 +64,7 @@ class Job:
         if self.resumed is None:
             return Position(0, 0, 0, 0)
         state = self.resumed[1]
-        return Position(state.step, state.sequences, state.tokens, self.length.epochs_done(state.step))
+        return Position(state.step, state.sequences, state.tokens, epochs_complete(state, self.length))
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -82,6 +83,8 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
         start_logging(job.folder, params.log, world)
         for warning in warnings:
             logging.warning(warning)
+        for note in job.lineage.notes:
+            logging.warning(note)
         if job.start.step >= job.length.total_steps:
             logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
             return
@@ -113,30 +116,34 @@ def prepare(params: Params, world: World) -> Job:
     data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
     access = problems.attempt(access_of, params.data)
     validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
-    length, masks = None, None
+    length = lineage = masks = None
     if config and data:
         masks = problems.attempt(
             Masks.of, params.data, config.vocab_size, {s.files.eot_id for s in data.sources if s.files.eot_id is not None}
         )
     if config and batch and data:
         problems.attempt(check_processes, world.size, batch, data.streams)
-        length = problems.attempt(choose_length, params, data, config.seq_len, batch)
-        if resumed:
-            problems.attempt(check_resume, resumed[1], data, config, batch)
+        lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
+    if config and batch and data and lineage:
+        length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
     problems.found = from_all(problems.found)
     problems.raise_any()
     lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
     problems.raise_any()
-    assert config and kernel and data and masks and length and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, resumed, lock)
+    assert config and kernel and data and masks and length and lineage and validation is not None
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock)
 
 
-def choose_length(params: Params, data: TrainData, seq_len: int, batch: int) -> RunLength:
+def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
     """The run's length: --train-num-samples tokens an epoch, or one pass. Raises ValueError where the data don't suffice."""
-    tokens = params.data.train_num_samples or (data.one_pass() or 0) * seq_len
-    length = run_length(params.batch, tokens, seq_len, batch)
+    told = params.data.train_num_samples
+    length = lineage.length(run_length(params.batch, told or data.epoch_rows() * seq_len, seq_len, batch))
+    step, sequences = (state.step, state.sequences) if state else (0, 0)
+    if state:
+        check_rest(state, length)
+    rows = sequences - lineage.first + max(0, length.total_steps - step) * batch
     # an epoch of one pass is asked for as often as there are epochs
-    data.check_length(length.total_sequences, params.data.multiple_data_passes or params.data.train_num_samples is None)
+    data.check_length(rows, params.data.multiple_data_passes or told is None)
     return length
 
 
@@ -159,19 +166,18 @@ def find_resume(resume: str | None, folder: RunFolder, world: World) -> tuple[Pa
     return found
 
 
-def check_resume(state: RunState, data: TrainData, config: ModelConfig, batch: int) -> None:
-    """Raises ValueError, in words, where the run would not go on as it began."""
-    changed = differences(state.plan, data.description)
-    if state.model_config != config.to_dict():
-        new = config.to_dict()
-        keys = [k for k in {**new, **state.model_config} if state.model_config.get(k) != new.get(k)]
-        changed += [f"--model: {key} was {state.model_config.get(key)}, is {new.get(key)}" for key in keys]
-    if state.global_batch_size != batch:
-        changed.append(f"--global-batch-size was {state.global_batch_size}, is {batch}")
-    if changed:
-        raise ValueError(
-            f"--resume: the run at step {state.step} can't go on: {'; '.join(changed)}; give what it began with, or a new --name"
-        )
+def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
+    """The plans and batch sizes of the run. Raises ValueError, in words, where it would not go on as it began."""
+    if state is None:
+        return start_lineage(data.description, batch, config.seq_len)
+    return resume_lineage(state, data.description, config, batch, params.data.new_data_plan)
+
+
+def data_shape(job: Job) -> LoaderShape:
+    """What this process reads, in numbers of the present plan."""
+    start = job.start.sequences - job.lineage.first
+    stop = start + (job.length.total_steps - job.start.step) * job.length.global_batch_size
+    return LoaderShape(job.world.rank, job.world.size, job.length.global_batch_size, job.data.streams, start, stop)
 
 
 def describe(job: Job) -> None:
@@ -201,6 +207,9 @@ def describe(job: Job) -> None:
     for line in (
         f"Run {job.folder.path}: {world.size} processes on {world.device.type}, open_lm {__version__}, torch {torch.__version__}",
         *job.data.log_lines(),
+        *job.data.length_lines(length.sequences_per_epoch, data_shape(job).start, data_shape(job).stop or 0),
+        f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, job.data.streams)))} processes "
+        "(what divides the global batch size and the streams) and any number of --workers",
         f"{length.total_steps} steps of {length.global_batch_size} sequences of {job.config.seq_len} tokens in {length.epochs} epochs",
         *(f"  {name}: {value}" for name, value in sorted(resolved.items())),
     ):
@@ -209,7 +218,7 @@ def describe(job: Job) -> None:
         logging.warning(
             f"--precision {params.parallel.precision}: this processor has no bf16 arithmetic; --precision fp32 is several times faster"
         )
-    if params.optimizer.warmup >= length.total_steps and not params.optimizer.skip_scheduler:
+    if params.optimizer.warmup >= length.schedule_end(length.epochs) and not params.optimizer.skip_scheduler:
         logging.warning(f"--warmup {params.optimizer.warmup}: the run has {length.total_steps} steps and never leaves its warm-up")
 
 
@@ -238,7 +247,6 @@ def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
 def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
     """Train, with everything that happens beside it, and close all of it whatever happens."""
     params, world, length, start = job.params, job.world, job.length, job.start
-    shape = LoaderShape(world.rank, world.size, length.global_batch_size, job.data.streams, start.sequences, length.total_sequences)
     config = StepConfig(
         params.batch.accum_freq,
         params.optimizer.grad_clip_norm,
@@ -248,8 +256,8 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
     )
     step = Step(model, optimizer, config, world)
     with ExitStack() as stack:
-        tolerate = params.data.data_tolerate_error_p
-        loader = stack.enter_context(Loader(job.data.rows, shape, params.data.workers, tolerate, job.masks, bool(job.source_names)))
+        tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
+        loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources))
         callbacks = make_callbacks(job, model, optimizer, loader)
         for callback in callbacks:
             stack.callback(callback.close)
@@ -310,6 +318,10 @@ def run_state(job: Job, position: Position) -> RunState:
         tokenizer={"sha256": tokenizer.sha256, "eot_id": tokenizer.eot_id} if tokenizer else None,
         versions={"open_lm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         world_size=job.world.size,
+        epoch=position.epoch,
+        sequences_per_epoch=job.length.sequences_per_epoch,
+        plans=list(job.lineage.plans),
+        batches=list(job.lineage.batches),
     )
 
 

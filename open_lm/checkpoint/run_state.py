@@ -52,6 +52,13 @@ class RunState:
     """sha256 and end-of-text id of the shards' tokenizer."""
     versions: dict[str, str] = field(default_factory=dict)
     world_size: int = 1
+    epoch: int | None = None
+    """Epochs complete; like all that follows, absent in run states of version 0.1."""
+    sequences_per_epoch: int | None = None
+    plans: list[dict[str, Any]] = field(default_factory=list)
+    """The plans of the run, `{"first": number of its first row, "plan": description}`; the last one is `plan`."""
+    batches: list[dict[str, int]] = field(default_factory=list)
+    """Where each size of batch or row began: step, sequences and tokens before it, global_batch_size, seq_len."""
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -60,9 +60,10 @@ def count_shards(shards: Sequence[Place], key: str, scan_remote: bool = False) -
         ValueError: a shard that has to be scanned and is none; one elsewhere that no manifest names.
         OSError: can't be read.
     """
+    folders, names = [folder_of(shard) for shard in shards], [shard.name for shard in shards]
     by_folder: dict[str, dict[str, Place]] = {}
-    for shard in shards:
-        by_folder.setdefault(folder_of(shard), {})[shard.name] = shard
+    for folder, name, shard in zip(folders, names, shards):
+        by_folder.setdefault(folder, {})[name] = shard
     known: dict[str, dict[str, ShardCount]] = {}
     for folder, here in by_folder.items():
         known[folder] = _told(folder) if folder else {}
@@ -73,7 +74,7 @@ def count_shards(shards: Sequence[Place], key: str, scan_remote: bool = False) -
             raise ValueError(_unknown(folder, remote, bool(known[folder])))
         known[folder] |= _scanned(Path(folder), local, key) if local else {}
         known[folder] |= _scanned_remote(folder, remote, key) if remote else {}
-    return [known[folder_of(shard)][shard.name] for shard in shards]
+    return [known[folder][name] for folder, name in zip(folders, names)]
 
 
 def _unknown(folder: str, shards: Sequence[Remote], has_counts: bool) -> str:

@@ -51,8 +51,32 @@ class TrainData:
         """The most rows of a run that reads none twice; None when there is no end to them."""
         return self.plan.one_pass() if self.plan else None
 
+    def epoch_rows(self) -> int:
+        """The rows of an epoch whose length is not told: until the first source has been read once.
+
+        Raises:
+            ValueError: that would leave out more than half of the rows, so the length has to be told.
+        """
+        rows = self.one_pass() or 0
+        if self.plan is None or len(self.plan.sources) == 1:
+            return rows
+        every, first = sum(s.total for s in self.plan.sources), self._exhausted_first()
+        if 2 * rows < every:
+            seq_len = self.rows.seq_len
+            raise ValueError(
+                f"--train-num-samples: needed for this mix; without it an epoch ends when the first source has been read once, which is "
+                f"{first.name} with its {first.total} rows, after {rows} rows ({rows * seq_len} tokens) of the {every} ({every * seq_len}) "
+                "of all sources; give the tokens of an epoch, with --multiple-data-passes where a source is to be read more than once, "
+                "or join small sources with `::`"
+            )
+        return rows
+
+    def _exhausted_first(self) -> Source:
+        assert self.plan is not None
+        return min(enumerate(self.plan.sources), key=lambda item: self.plan.mix.number_of(item[0], item[1].total))[1]  # type: ignore[union-attr]
+
     def check_length(self, rows: int, multiple_data_passes: bool) -> None:
-        """Raises ValueError for a run of so many rows that needs more than one pass without `--multiple-data-passes`."""
+        """Raises ValueError for a plan of which so many rows are read, with more than one pass without `--multiple-data-passes`."""
         if self.plan is None or multiple_data_passes:
             return
         passes = self.plan.passes(rows)
@@ -68,6 +92,18 @@ class TrainData:
         """Of each source, the tokens per pass that fill no row: the tails of its sequences."""
         seq_len = self.rows.seq_len
         return tuple(int(s.files.sequences.sum()) * ((s.files.tokens - 1) % seq_len) for s in self.sources)
+
+    def length_lines(self, epoch: int, start: int, stop: int) -> list[str]:
+        """How often an epoch and the numbers from `start` to `stop` of the plan read each source, for the log; none with replacement."""
+        if self.plan is None or self.plan.replacement:
+            return []
+        totals = [source.total for source in self.plan.sources]
+        one, before, after = (self.plan.rows_before(number) for number in (epoch, start, stop))
+        return [
+            f"data: {source.name}: {share / total:.4g} passes in {epoch} rows (an epoch), {(b - a) / total:.4g} in the {stop - start} rows "
+            f"to read, {a / total:.4g} before"
+            for source, total, share, a, b in zip(self.plan.sources, totals, one, before, after)
+        ]
 
     def log_lines(self) -> list[str]:
         """What the log says about the data at the start of a run."""
@@ -175,7 +211,8 @@ def make_plan(params: DataParams, sources: tuple[ShardSource, ...], seq_len: int
         by_part = [next(factors, 1.0) for _ in range(int(source.parts[-1]) + 1)]
         rows = source.files.sequences * ((source.files.tokens - 1) // seq_len)
         names = tuple(path.name for path in source.files.paths)
-        planned.append(Source(source.name, names, rows, np.array(by_part, dtype=np.float64)[source.parts]))
+        factors_of_shards = np.array(by_part, dtype=np.float64)[source.parts]
+        planned.append(Source(source.name, names, rows, factors_of_shards, Source.content_of(source.files.sha256)))
     shares = whole_shares(params.train_data_mix_weights or [source.total for source in planned])
     window = 1 if params.disable_buffer else params.shuffle_window
     return Plan(tuple(planned), Mix(params.seed, streams, shares), params.dataset_resampled, window, seq_len)

@@ -13,6 +13,7 @@ import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_ROUNDS = 8
 _S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
@@ -47,6 +48,33 @@ def bits(keys: np.ndarray, counters: int | np.ndarray) -> np.ndarray:
 def permutation(keys: np.ndarray, n: int) -> np.ndarray:
     """A permutation of 0..n-1 for each key: int64, [keys, n]."""
     return np.argsort(bits(keys[:, None], np.arange(n)), axis=1, kind="stable")
+
+
+def scattered(one_key: np.ndarray, n: int, index: np.ndarray) -> np.ndarray:
+    """Where some indexes go in one permutation of 0..n-1, without making all of it.
+
+    A balanced Feistel network on the smallest even number of bits that holds n - 1, applied again until the value is below n
+    (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): on average at most four times.
+
+    Args:
+        one_key: uint64 [1].
+        index: int64, each in 0..n-1.
+
+    Returns:
+        int64, the shape of `index`.
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    rounds = bits(one_key, np.arange(_ROUNDS))[:, None]
+    value = index.astype(np.uint64)
+    walking = np.ones(value.shape, dtype=bool)
+    while walking.any():
+        left, right = value[walking] >> half, value[walking] & mask
+        for round_key in rounds:
+            left, right = right, left ^ (bits(round_key, right) & mask)
+        value[walking] = (left << half) | right
+        walking = value >= np.uint64(n)
+    return value.astype(np.int64)
 
 
 def fractions(random_bits: np.ndarray) -> np.ndarray:

@@ -25,19 +25,25 @@ from open_lm.data.masks import NO_MASKS, Masks
 from open_lm.data.rows import RowReader, Rows
 from open_lm.shards.members import MASKED
 
-__all__ = ["MASKED", "Loader", "LoaderShape", "check_processes", "validation_shape"]
+__all__ = ["MASKED", "Loader", "LoaderShape", "allowed_processes", "check_processes", "validation_shape"]
 
 _log = logging.getLogger(__name__)
 _PREFETCH = 4
 """Batches that each worker is ahead of training."""
 
 
+def allowed_processes(global_batch_size: int, streams: int) -> list[int]:
+    """Numbers of processes that a run may have: the common divisors of its batch and its streams."""
+    common = math.gcd(global_batch_size, streams)
+    return [n for n in range(1, common + 1) if common % n == 0]
+
+
 def check_processes(world_size: int, global_batch_size: int, streams: int) -> None:
     """Raises ValueError unless the processes divide the batch and the streams, naming the numbers of processes that do."""
-    common = math.gcd(global_batch_size, streams)
-    if common % world_size == 0:
+    found = allowed_processes(global_batch_size, streams)
+    if world_size in found:
         return
-    allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+    allowed = ", ".join(map(str, found))
     also = f" and --data-streams {streams}" if streams != global_batch_size else ""
     raise ValueError(f"--global-batch-size {global_batch_size}{also}: {world_size} processes don't divide it; run {allowed} processes")
 
@@ -50,7 +56,7 @@ class LoaderShape:
         rank, world_size: r and R.
         global_batch_size: B, rows of a batch over all processes.
         streams: L; a multiple of R.
-        start: number of the first row, a multiple of R.
+        start: number of the first row, any.
         stop: numbers from here on are not read; a batch that would need them is not given. None goes on for ever.
     """
 
@@ -177,7 +183,7 @@ class Loader:
         fetched_bytes: that this process and its workers brought from elsewhere.
 
     Raises:
-        ValueError: the processes don't divide batch, streams or start; while iterating: what can't be read, with its shard.
+        ValueError: the processes don't divide batch and streams; while iterating: what can't be read, with its shard.
     """
 
     def __init__(
@@ -192,8 +198,6 @@ class Loader:
         check_processes(shape.world_size, shape.global_batch_size, shape.streams)
         if workers < 0:
             raise ValueError(f"--workers {workers}: give 0 or more")
-        if shape.start % shape.world_size:
-            raise ValueError(f"a run at row {shape.start} can't go on with {shape.world_size} processes; give a number that divides it")
         self._shape, self._row_length, self._contents = shape, rows.seq_len + 1, _Contents(masks, sources)
         self.workers = min(workers, shape.local_streams)
         if self.workers < workers:

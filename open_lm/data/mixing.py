@@ -49,7 +49,7 @@ def whole_shares(weights: Sequence[float]) -> tuple[int, ...]:
 class _Block:
     """One block of all streams: the source of each position, and its rank among the block's numbers of that source.
 
-    Both [streams, BLOCK]; labels uint16, ranks int64.
+    Both [streams, BLOCK]; labels uint16, ranks int32.
     """
 
     labels: np.ndarray
@@ -62,7 +62,7 @@ def _block(seed: int, shares: tuple[int, ...], streams: int, block: int) -> _Blo
     labels = deck[keyed.permutation(keyed.key(seed, "mix", np.arange(streams), block), BLOCK)]
     by_number = labels.T.ravel()
     by_source = np.argsort(by_number, kind="stable")
-    ranks = np.empty(len(by_number), dtype=np.int64)
+    ranks = np.empty(len(by_number), dtype=np.int32)
     ranks[by_source] = np.concatenate([np.arange(share * streams) for share in shares])
     return _Block(labels, ranks.reshape(BLOCK, streams).T)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import IO
@@ -62,7 +63,7 @@ def folder_of(place: Place) -> str:
     """The folder that a shard lies in, as a path or url; "" for a command."""
     if isinstance(place, Remote):
         return "" if place.is_pipe else storage.parent(place)
-    return str(place.parent)
+    return os.path.dirname(place) or "."  # noqa: PTH120 (a third of the time of a Path's parent)
 
 
 def open_place(place: Place) -> IO[bytes]:

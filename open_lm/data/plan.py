@@ -9,7 +9,8 @@ pass sees each row once, and ends before the next begins, whatever T, L and the 
 
 With replacement, draw j of (source, stream) is 1024 consecutive rows of one shard, wrapping, for its positions [1024 j, 1024 (j+1)).
 
-Inside windows of a stream's positions of one source the rows are permuted. A window ends at its pass.
+Inside windows of a stream's positions of one source the rows are permuted. A window ends at its pass. Windows of up to 65,536 rows
+are sorted by random keys; larger ones are permuted by a function of the position, so that none of their other rows is looked at.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,9 @@ DRAW = 1024
 """Consecutive rows of one draw with replacement."""
 _VERSION = 1
 """Changes whenever the same inputs would give another order."""
+_LARGE_WINDOW = 1 << 16
+_LARGE_WINDOW_VERSION = 2
+"""Version of the order of plans with larger windows, which version 1 sorted as well."""
 _PASS_CACHE_ITEMS = 4_000_000
 
 
@@ -42,12 +46,20 @@ class Source:
         shard_names: file names without folder, so that moved data keep their order.
         rows: int64 [shards], rows in each.
         factors: float64 [shards], upsampling of each in draws with replacement.
+        content: digest of the shards' checksums; None where no manifest tells them.
     """
 
     name: str
     shard_names: tuple[str, ...]
     rows: np.ndarray
     factors: np.ndarray
+    content: str | None = None
+
+    @staticmethod
+    def content_of(checksums: Sequence[str | None]) -> str | None:
+        """sha256, in hex, of the shards' checksums in their order; None unless all are known."""
+        known = [checksum for checksum in checksums if checksum is not None]
+        return hashlib.sha256("\n".join(known).encode()).hexdigest() if known and len(known) == len(checksums) else None
 
     @property
     def total(self) -> int:
@@ -137,10 +149,23 @@ class Plan:
         window = self.window
         if window == 1 or end == 1:
             return np.arange(start, stop)
+        if window > _LARGE_WINDOW:
+            return self._scattered(source, stream, pass_index, start, stop, end)
         first, last = start // window * window, -(-stop // window) * window
         positions = np.arange(first, last if end is None else min(last, end))
         random = keyed.bits(keyed.key(self.mix.seed, "window", source, stream, pass_index), positions)
         return positions[np.lexsort((random, positions // window))][start - first : stop - first]
+
+    def _scattered(self, source: int, stream: int, pass_index: int, start: int, stop: int, end: int | None) -> np.ndarray:
+        """As `_windowed`, for large windows: each has its own key, and its positions are permuted one by one."""
+        parts = []
+        for window in range(start // self.window, -(-stop // self.window)):
+            first, last = window * self.window, (window + 1) * self.window
+            size = (last if end is None else min(last, end)) - first
+            positions = np.arange(max(start, first), min(stop, last))
+            one_key = keyed.key(self.mix.seed, "large window", source, stream, pass_index, window)
+            parts.append(first + keyed.scattered(one_key, size, positions - first))
+        return np.concatenate(parts)
 
     def _passed(self, source: int, stream: int, start: int, stop: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards and rows at positions [start, stop) of (source, stream), which lie in the passes low to high."""
@@ -201,7 +226,7 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """All that decides the order, as JSON values, for a checkpoint."""
         return {
-            "version": _VERSION,
+            "version": _VERSION if self.window <= _LARGE_WINDOW else _LARGE_WINDOW_VERSION,
             "seed": self.mix.seed,
             "streams": self.streams,
             "seq_len": self.seq_len,
@@ -216,7 +241,8 @@ class Plan:
         digest.update(source.rows.astype("<i8").tobytes())
         if self.replacement:
             digest.update(source.factors.astype("<f8").tobytes())
-        return {"shards": len(source.shard_names), "rows": source.total, "sha256": digest.hexdigest()}
+        about = {"shards": len(source.shard_names), "rows": source.total, "sha256": digest.hexdigest()}
+        return {**about, "content": source.content} if source.content else about
 
     def fingerprint(self) -> str:
         """sha256, in hex, of `describe`."""
@@ -257,8 +283,10 @@ def _differences(saved: dict[str, Any], current: dict[str, Any]) -> Iterator[str
     for index, (a, b) in enumerate(zip(old, new)):
         if (a["shards"], a["rows"]) != (b["shards"], b["rows"]):
             yield f"source {index} had {a['rows']} rows in {a['shards']} shards, has {b['rows']} in {b['shards']}"
-        elif a != b:
+        elif a["sha256"] != b["sha256"]:
             yield f"the shards of source {index} have other names, another order, other row counts or other factors"
+        elif None not in (a.get("content"), b.get("content")) and a["content"] != b["content"]:
+            yield f"the shards of source {index} have the same names and row counts, but another content (sha256 in the manifest)"
 
 
 __all__ = ["BLOCK", "DRAW", "Located", "Plan", "Source", "differences", "fingerprint"]

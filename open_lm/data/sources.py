@@ -6,8 +6,10 @@ A source is one `--train-data` (parts joined by `::`) or one `--dataset-manifest
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from open_lm.tokenizer import Tokenizer, load_tokenizer
 
 OPENLM_EOT_ID = 0
 """What `'<|endoftext|>'` means without a tokenizer: its id in GPT-NeoX-20B, whose shards OpenLM writes with this string."""
+_MANY = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +86,34 @@ def _list_part(flag: str, pattern: str, part: str, access: Access) -> _Found:
     if is_elsewhere(part):
         return _list_remote(flag, pattern, part)
     found = [storage.local_path(url) for url in storage.expand(part)] if part else []
-    for shard in found:
-        if shard.is_dir():
-            raise ValueError(f"{flag} {pattern}: {shard} is a folder; give {shard}/*.tar")
-        if not shard.is_file():
-            raise ValueError(f"{flag} {pattern}: no file {shard}; check the pattern and its first and last number")
+    absent = _first_absent(found)
+    if absent is not None:
+        if absent.is_dir():
+            raise ValueError(f"{flag} {pattern}: {absent} is a folder; give {absent}/*.tar")
+        raise ValueError(f"{flag} {pattern}: no file {absent}; check the pattern and its first and last number")
     return [(shard, None) for shard in found]
+
+
+def _first_absent(shards: Sequence[Path]) -> Path | None:
+    """The first of some paths that is no file. Of many the folders are listed, which costs a fifth of looking at each."""
+    if len(shards) < _MANY:
+        return next((shard for shard in shards if not shard.is_file()), None)
+    files: dict[str, set[str]] = {}
+    for shard in shards:
+        folder, name = os.path.split(shard)
+        if folder not in files:
+            files[folder] = _files_in(folder or ".")
+        if name not in files[folder]:
+            return shard
+    return None
+
+
+def _files_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def _list_remote(flag: str, pattern: str, part: str) -> _Found:
@@ -114,9 +139,9 @@ def list_manifest(flag: str, place: str) -> Listing:
     manifest = place if place.endswith(".jsonl") or not _is_folder(place) else storage.join(place, MANIFEST)
     entries = read_manifest(manifest)
     shards = tuple(place_of(shard_url(manifest, entry)) for entry in entries)
-    for shard in shards:
-        if not isinstance(shard, Remote) and not shard.is_file():
-            raise ValueError(f"{flag} {place}: names {shard}, which is not there; a manifest lies beside its shards")
+    absent = _first_absent([shard for shard in shards if isinstance(shard, Path)])
+    if absent is not None:
+        raise ValueError(f"{flag} {place}: names {absent}, which is not there; a manifest lies beside its shards")
     return Listing(place, shards, (0,) * len(shards), tuple(counts.of_entry(entry) for entry in entries))
 
 

@@ -97,6 +97,8 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--dataset-manifest: is read without replacement; leave --dataset-resampled out, or give the shards by --train-data"
     if (v["dataset_resampled"] or synthetic) and v["train_num_samples"] is None and (sources or synthetic):
         yield "--train-num-samples: needed with --dataset-resampled or synthetic data, which have no end of their own"
+    if v["new_data_plan"] and v["resume"] is None:
+        yield "--new-data-plan: only with --resume; a new run has no other plan"
     if v["train_data_upsampling_factors"] and not v["dataset_resampled"]:
         yield "--train-data-upsampling-factors: only for --dataset-resampled"
     yield from _mask_contradictions(v)

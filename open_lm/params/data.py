@@ -68,6 +68,8 @@ class DataParams:
     """Share of a process's rows that may be lost to shards that can't be read; their rows are fully masked. Above it the run stops."""
     data_tolerate_num_ckpts: int = 0
     """Checkpoints that may pass with such a loss."""
+    new_data_plan: bool = False
+    """With --resume: go on with other data, seed, mix or sequence length from here on, where they would be refused."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from open_lm import storage
 
 MANIFEST = "manifest.jsonl"
@@ -49,11 +51,10 @@ def read_manifest(url: str, flag: str = "--dataset-manifest") -> list[ShardEntry
 
 def _entry(place: str, line: str) -> ShardEntry:
     try:
-        values = json.loads(line)
+        values = orjson.loads(line)  # a manifest may have 100,000 lines
         count = values["num_sequences"] if "num_sequences" in values else values["num_chunks"]
-        optional = {k: values[k] for k in ("bytes", "sha256", "tokens_per_sequence") if values.get(k) is not None}
-        return ShardEntry(str(values["shard"]), int(count), **optional)
-    except (ValueError, KeyError, TypeError) as error:
+        return ShardEntry(str(values["shard"]), int(count), *map(values.get, ("bytes", "sha256", "tokens_per_sequence")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{place}: needs `shard` and `num_sequences`: {error!r}") from None
 
 

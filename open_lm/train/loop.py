@@ -85,7 +85,7 @@ def train(
 
 def _advance(position: Position, length: RunLength, seq_len: int, lr: float) -> Position:
     batch = length.global_batch_size
-    done = length.epochs_done(position.step + 1)
+    done = max(position.epoch, length.epochs_done(position.step + 1))  # none is completed twice after a change of the batch size
     return replace(
         position,
         step=position.step + 1,

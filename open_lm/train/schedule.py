@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from open_lm.params import BatchParams, OptimizerParams
 
@@ -14,11 +15,22 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is, in the sense of OpenLM: epoch e (from 0) ends at step N(e+1)//B."""
+    """How long a run is, in the sense of OpenLM: epoch e (from 0) ends at step N(e+1)//B.
+
+    A run whose batch size changed at step `s0`, after `g0` sequences, ends epoch e at step s0 + (N(e+1) - g0)//B: with the last whole
+    batch inside the epoch's sequences, whatever the batches before it were. Its learning rate follows the sequences, not the steps:
+    the schedule is that of the first batch size, read at g / B_first, so that nothing jumps where the batch size changes.
+    """
 
     sequences_per_epoch: int
     epochs: int
     global_batch_size: int
+    first_step: int = 0
+    """s0, the step at which this batch size began."""
+    sequences_before: int = 0
+    """g0, sequences before that step, in sequences of the present length."""
+    sequences_per_schedule_step: Fraction | None = None
+    """B_first, the batch of the run's first step, in sequences of the present length; None while it is the present batch."""
 
     @property
     def total_steps(self) -> int:
@@ -28,15 +40,30 @@ class RunLength:
     @property
     def total_sequences(self) -> int:
         """Sequences that the run trains on."""
-        return self.total_steps * self.global_batch_size
+        return self.sequences_at(self.total_steps)
+
+    def sequences_at(self, step: int) -> int:
+        """Sequences trained on after `step` steps, from `first_step` on."""
+        return self.sequences_before + (step - self.first_step) * self.global_batch_size
 
     def epoch_end(self, epoch: int) -> int:
-        """Steps made when epoch `epoch` (from 0) is complete."""
-        return self.sequences_per_epoch * (epoch + 1) // self.global_batch_size
+        """Steps made when epoch `epoch` (from 0) is complete; `first_step` for all that ended before it."""
+        return self.first_step + max(0, self.sequences_per_epoch * (epoch + 1) - self.sequences_before) // self.global_batch_size
 
     def epochs_done(self, step: int) -> int:
         """Epochs complete after `step` steps."""
-        return min(self.epochs, ((step + 1) * self.global_batch_size - 1) // self.sequences_per_epoch)
+        return min(self.epochs, (self.sequences_at(step + 1) - 1) // self.sequences_per_epoch)
+
+    def schedule_step(self, step: int) -> float:
+        """Where step `step` reads the schedule; `step` itself while the batch size is the first one."""
+        if self.sequences_per_schedule_step is None:
+            return step
+        place = self.sequences_at(step) / self.sequences_per_schedule_step
+        return int(place) if place.denominator == 1 else float(place)
+
+    def schedule_end(self, epochs: int) -> int:
+        """Steps of the schedule until so many epochs are complete."""
+        return int(self.sequences_per_epoch * epochs // (self.sequences_per_schedule_step or self.global_batch_size))
 
 
 def run_length(batch: BatchParams, train_num_samples: int, seq_len: int, global_batch_size: int) -> RunLength:
@@ -80,8 +107,14 @@ def global_batch_size(batch: BatchParams, world_size: int) -> int:
 
 
 def make_schedule(params: OptimizerParams, length: RunLength) -> Schedule:
-    """The schedule that the flags ask for."""
-    total = length.total_steps
+    """The schedule that the flags ask for, by the run's steps."""
+    by_place = _by_place(params, length)
+    return lambda step: by_place(length.schedule_step(step))
+
+
+def _by_place(params: OptimizerParams, length: RunLength) -> Callable[[float], float]:
+    """The schedule by `RunLength.schedule_step`."""
+    total = length.schedule_end(length.epochs)
     if params.skip_scheduler:
         return lambda step: params.lr
     if params.lr_scheduler == "cosine":
@@ -89,17 +122,17 @@ def make_schedule(params: OptimizerParams, length: RunLength) -> Schedule:
     if params.lr_scheduler == "const":
         return lambda step: warmup(step, params.lr, params.warmup)
     assert params.epochs_cooldown is not None
-    start = length.epoch_end(max(0, length.epochs - params.epochs_cooldown) - 1) if params.epochs_cooldown < length.epochs else 0
+    start = length.schedule_end(max(0, length.epochs - params.epochs_cooldown))
     power, end = params.lr_cooldown_power, params.lr_cooldown_end
     return lambda step: const_cooldown(step, params.lr, params.warmup, start, total, end, power)
 
 
-def warmup(step: int, lr: float, warmup_steps: int) -> float:
+def warmup(step: float, lr: float, warmup_steps: int) -> float:
     """lr * (s + 1) / warmup, then lr."""
     return lr * (step + 1) / warmup_steps if step < warmup_steps else lr
 
 
-def cosine(step: int, lr: float, warmup_steps: int, total: int, end: float, floor: float) -> float:
+def cosine(step: float, lr: float, warmup_steps: int, total: int, end: float, floor: float) -> float:
     """Half a cosine from lr at the end of the warm-up to `end` at `total`, never under `floor` (Loshchilov and Hutter 2017)."""
     if step < warmup_steps:
         return warmup(step, lr, warmup_steps)
@@ -107,7 +140,7 @@ def cosine(step: int, lr: float, warmup_steps: int, total: int, end: float, floo
     return max(floor, end + 0.5 * (1 + math.cos(math.pi * share)) * (lr - end))
 
 
-def const_cooldown(step: int, lr: float, warmup_steps: int, start: int, total: int, end: float, power: float) -> float:
+def const_cooldown(step: float, lr: float, warmup_steps: int, start: int, total: int, end: float, power: float) -> float:
     """lr until `start`, then a polynomial down to `end` at `total` (Hagele et al. 2024, arXiv:2405.18392)."""
     if step < warmup_steps or step < start:
         return warmup(step, lr, warmup_steps)

@@ -57,6 +57,21 @@ def test_a_run_goes_on_with_the_same_batches_on_other_processes(bench: Any) -> N
     assert worst < 1e-6, worst
 
 
+def test_processes_workers_and_batch_size_may_all_change_on_the_way(bench: Any) -> None:
+    flags = ("--epochs", "6", "--multiple-data-passes", "--save-every-steps", "10", "--global-batch-size")
+    ok(bench.run(1, "one", *flags, "12"))
+    bench.copy_at("one", "three", 10)
+    ok(bench.run(3, "three", *flags, "12", "--workers", "2", "--resume", "latest"))
+    assert "This run goes on with 1, 2, 3, 4, 6, 12 processes" in bench.log("three")
+    for source, target, processes, workers in (("one", "reference", 1, "0"), ("three", "four", 4, "5")):
+        bench.copy_at(source, target, 20)
+        ok(bench.run(processes, target, *flags, "24", "--workers", workers, "--resume", "latest"))
+    for name, reference, steps in (("three", "one", 40), ("four", "reference", 30)):
+        losses, expected = bench.metrics(name), bench.metrics(reference)
+        assert len(losses) == len(expected) == steps
+        assert max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True)) < 1e-6
+
+
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + 120
     while not path.exists():

@@ -124,7 +124,7 @@ def test_an_existing_run_is_refused_without_resume_or_overwrite(bench: Any, main
     assert main_here("a", "--overwrite") == 0
 
 
-def test_another_model_data_or_batch_is_refused_on_resume_with_the_difference(
+def test_another_model_or_data_is_refused_on_resume_with_the_difference(
     bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_here("a") == 0
@@ -133,7 +133,6 @@ def test_another_model_data_or_batch_is_refused_on_resume_with_the_difference(
     for flags, message in (
         (["--model", str(bench.folder / "wider.json")], "--model: hidden_dim was 32, is 64"),
         (["--seed", "1"], "--seed was 0, is 1"),
-        (["--global-batch-size", "16"], "--global-batch-size was 8, is 16"),
         (
             ["--train-data", str(bench.folder / "shards/shard-{0000000..0000001}.tar"), "--multiple-data-passes"],
             "there were 1 sources, there are 2",

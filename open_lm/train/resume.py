@@ -1,0 +1,128 @@
+"""What a resumed run keeps and what it may change: its plans of the data and its batch sizes, each from where it began.
+
+Processes, workers, epochs and the global batch size may change freely: the position of a run is a number of sequences. Data, seed,
+mix and sequence length may change with --new-data-plan only; the rows of a new plan are numbered from its own first one on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from open_lm.checkpoint.run_state import RunState
+from open_lm.data.plan import differences
+from open_lm.model.config import ModelConfig
+from open_lm.train.schedule import RunLength
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The plans and batch sizes of a run up to now, oldest first, as they go into its run states; see `RunState`.
+
+    Args:
+        plans: each with the number of its first row.
+        batches: each with the step, sequences and tokens before it.
+        notes: what changed at this resume, in words.
+    """
+
+    plans: tuple[dict[str, Any], ...]
+    batches: tuple[dict[str, int], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> int:
+        """Number of the first row of the present plan: row g of the run is row g - first of the plan."""
+        return int(self.plans[-1]["first"])
+
+    def length(self, length: RunLength) -> RunLength:
+        """A run's length with what its changes of batch size mean for it."""
+        first, last = self.batches[0], self.batches[-1]
+        if len(self.batches) == 1:
+            return length
+        unit = Fraction(first["global_batch_size"] * first["seq_len"], last["seq_len"])
+        before = last["tokens"] // last["seq_len"]
+        return replace(length, first_step=last["step"], sequences_before=before, sequences_per_schedule_step=unit)
+
+
+def start_lineage(description: dict[str, Any], global_batch_size: int, seq_len: int) -> Lineage:
+    """Of a run that begins."""
+    return Lineage(({"first": 0, "plan": description},), (_batch(0, 0, 0, global_batch_size, seq_len),))
+
+
+def resume_lineage(state: RunState, description: dict[str, Any], config: ModelConfig, batch: int, new_plan: bool) -> Lineage:
+    """Of a run that goes on from a state.
+
+    Args:
+        description: of the plan that the options make now.
+        config: of the model that the options make now.
+        batch: global batch size from here on.
+        new_plan: --new-data-plan.
+
+    Raises:
+        ValueError: with every difference that is not allowed, in words.
+    """
+    data = differences(state.plan, description)
+    _refuse(state, data, description, config, new_plan)
+    plans = tuple(state.plans) or ({"first": 0, "plan": state.plan},)
+    notes = []
+    if data:
+        plans = (*plans, {"first": state.sequences, "plan": description})
+        notes.append(f"--new-data-plan: from sequence {state.sequences} on, after step {state.step}: {'; '.join(data)}")
+    else:  # the same plan, though it may be described in more detail than an older version did
+        plans = (*plans[:-1], {**plans[-1], "plan": description})
+    batches = tuple(state.batches) or (_batch(0, 0, 0, state.global_batch_size, int(state.plan["seq_len"])),)
+    now = _batch(state.step, state.sequences, state.tokens, batch, config.seq_len)
+    if _sizes(now) != _sizes(batches[-1]):
+        old = batches[-1]
+        batches = (*batches, now)
+        if old["global_batch_size"] != batch:
+            notes.append(
+                f"--global-batch-size was {old['global_batch_size']}, is {batch} from step {state.step} on: the rows go on in their order, "
+                "epochs end at their sequences, and the learning rate follows the sequences"
+            )
+    return Lineage(plans, batches, tuple(notes))
+
+
+def _batch(step: int, sequences: int, tokens: int, global_batch_size: int, seq_len: int) -> dict[str, int]:
+    return {"step": step, "sequences": sequences, "tokens": tokens, "global_batch_size": global_batch_size, "seq_len": seq_len}
+
+
+def _sizes(batch: dict[str, int]) -> tuple[int, int]:
+    return batch["global_batch_size"], batch["seq_len"]
+
+
+def _refuse(state: RunState, data: list[str], description: dict[str, Any], config: ModelConfig, new_plan: bool) -> None:
+    """Raises ValueError for differences that stand in the way."""
+    new = config.to_dict()
+    free = {"seq_len"} if new_plan else set()
+    keys = [k for k in {**new, **state.model_config} if k not in free and state.model_config.get(k) != new.get(k)]
+    model = [f"--model: {key} was {state.model_config.get(key)}, is {new.get(key)}" for key in keys]
+    tokenizers = state.plan.get("tokenizer_sha256"), description.get("tokenizer_sha256")
+    if new_plan and None not in tokenizers and tokenizers[0] != tokenizers[1]:
+        model.append("the new data were made with another tokenizer, whose ids mean other tokens")
+    if model or (data and not new_plan):
+        remedy = "give what it began with, or a new --name"
+        remedy += "" if model else ", or --new-data-plan to go on with the new data from here on"
+        changed = model if new_plan else data + model
+        raise ValueError(f"--resume: the run at step {state.step} can't go on: {'; '.join(changed)}; {remedy}")
+
+
+def epochs_complete(state: RunState, length: RunLength) -> int:
+    """Epochs that a resumed run has completed: as saved, unless an epoch has another length now."""
+    if state.epoch is not None and state.sequences_per_epoch == length.sequences_per_epoch:
+        return min(state.epoch, length.epochs)
+    return length.epochs_done(state.step)
+
+
+def check_rest(state: RunState, length: RunLength) -> None:
+    """Raises ValueError where a run is not finished, but what is left of it is less than one batch."""
+    if length.total_steps <= state.step and epochs_complete(state, length) < length.epochs:
+        left = length.sequences_per_epoch * length.epochs - length.sequences_at(state.step)
+        raise ValueError(
+            f"--global-batch-size {length.global_batch_size}: {left} sequences are left of the run, less than one batch; "
+            f"resume with {left} or less, or give more --epochs"
+        )
+
+
+__all__ = ["Lineage", "check_rest", "epochs_complete", "resume_lineage", "start_lineage"]
