@@ -7,14 +7,15 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import nn
 
 from open_lm import __version__
-from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, read_run_state, state_tensors
+from open_lm.checkpoint.part_reader import load_tensors
+from open_lm.checkpoint.run_state import RunState, newest_run_state, read_run_state, state_tensors
+from open_lm.checkpoint.state_folder import run_states
 from open_lm.checkpoint.weights import load_weights, read_weights
 from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
@@ -27,7 +28,7 @@ from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
-from open_lm.params import ModelParams, Params, Problems
+from open_lm.params import CheckpointParams, ModelParams, Params, Problems
 from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
@@ -35,7 +36,8 @@ from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
 from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
-from open_lm.train.saving import RunStates, SavePlan, Weights
+from open_lm.train.run_states import RunStates
+from open_lm.train.saving import SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
 from open_lm.train.step import Step, StepConfig
 
@@ -54,7 +56,7 @@ class Job:
     validation: tuple[ValidationSet, ...]
     length: RunLength
     lineage: Lineage
-    resumed: tuple[Path, RunState] | None
+    resumed: tuple[str, RunState] | None
     lock: IO[str] | None
     """Of the run folder, on the first process."""
 
@@ -65,6 +67,11 @@ class Job:
             return Position(0, 0, 0, 0)
         state = self.resumed[1]
         return Position(state.step, state.sequences, state.tokens, epochs_complete(state, self.length))
+
+    @property
+    def states(self) -> str:
+        """Folder or URL of the run states."""
+        return self.params.checkpoint.checkpoint_dir or str(self.folder.checkpoints)
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -104,7 +111,7 @@ def prepare(params: Params, world: World) -> Job:
     """Check options, files and folder, and open the data. Raises UserError with every problem found."""
     problems = Problems()
     folder = choose_run_folder(params)
-    resumed = problems.attempt(find_resume, params.checkpoint.resume, folder, world)
+    resumed = problems.attempt(find_resume, params.checkpoint, folder, world)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
@@ -147,23 +154,29 @@ def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lin
     return length
 
 
-def find_resume(resume: str | None, folder: RunFolder, world: World) -> tuple[Path, RunState] | None:
+def find_resume(params: CheckpointParams, folder: RunFolder, world: World) -> tuple[str, RunState] | None:
     """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning."""
-    if resume is None:
-        return None
-    found: tuple[Path, RunState] | str | None = None
+    found: tuple[str, RunState] | str | None = None
     if world.is_first:
         try:
-            if resume == "latest":
-                found = newest_run_state(folder.checkpoints)
+            if params.resume is None:
+                _check_unused(params.checkpoint_dir)
+            elif params.resume == "latest":
+                found = newest_run_state(params.checkpoint_dir or folder.checkpoints)
             else:
-                found = (Path(resume), read_run_state(Path(resume)))
-        except ValueError as error:
-            found = f"--resume {resume}: {error}"
+                found = (params.resume, read_run_state(params.resume))
+        except (ValueError, OSError) as error:
+            found = f"--resume {params.resume}: {error}" if params.resume else str(error)
     found = from_first(found)
     if isinstance(found, str):
         raise ValueError(found)
     return found
+
+
+def _check_unused(folder: str | None) -> None:
+    """Raises ValueError where a new run would put its run states among those of another."""
+    if folder and run_states(folder):
+        raise ValueError(f"--checkpoint-dir {folder}: holds run states; give --resume latest to continue from them, or another folder")
 
 
 def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
@@ -258,11 +271,13 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
     with ExitStack() as stack:
         tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
         loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources))
-        callbacks = make_callbacks(job, model, optimizer, loader)
+        states = make_run_states(job, model, optimizer)
+        callbacks = make_callbacks(job, model, states, loader)
         for callback in callbacks:
             stack.callback(callback.close)
         schedule = make_schedule(params.optimizer, length)
         end = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, start, callbacks)
+        states.wait()
         for line in loader.log_lines():
             logging.info(line)
     logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {job.folder.checkpoints}")
@@ -273,7 +288,16 @@ def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
         yield batch.to(device)
 
 
-def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loader: Loader) -> list[Callback]:
+def make_run_states(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> RunStates:
+    """What saves the run states."""
+    params = job.params.checkpoint
+    plan = SavePlan.of(params, job.params.batch.epochs)
+    return RunStates(
+        job.states, plan, model, optimizer, lambda position: run_state(job, position), job.world, asynchronous=not params.sync_save
+    )
+
+
+def make_callbacks(job: Job, model: nn.Module, states: RunStates, loader: Loader) -> list[Callback]:
     """What happens beside training, in its order: log, save the run state, validate, save weights with the validation."""
     params, world = job.params, job.world
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
@@ -283,7 +307,7 @@ def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loa
     callbacks: list[Callback] = [
         LauncherWatch(),
         log,
-        RunStates(job.folder.checkpoints, plan, model, optimizer, lambda position: run_state(job, position), world),
+        states,
         validation,
         Weights(job.folder.checkpoints, plan, model, about_weights(job), lambda: validation.metrics, world),
     ]

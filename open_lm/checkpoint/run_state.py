@@ -1,36 +1,31 @@
 """Run states: `checkpoints/step_<n>/`, from which a run continues exactly, on any number of processes.
 
 A folder holds the tensors of model and optimizer as a sharded torch.distributed.checkpoint, and `state.json`: the position, the
-plan of the data, the parameters, and size and sha256 of every other file. It appears under its name only when whole.
+plan of the data, the parameters, and of every other file bytes, SHA-256 and the CRC-32 of its entries. `state_writer` writes it,
+`part_reader` reads the tensors, `state_folder` knows what is where.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
-import pickle
-import re
-import shutil
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.tensor import DTensor
 
+from open_lm import storage
+from open_lm.checkpoint.state_folder import STATE_FILE, run_states, sizes
 from open_lm.checkpoint.weights import clean_name
 
-STATE_FILE = "state.json"
+_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -61,176 +56,75 @@ class RunState:
     """Where each size of batch or row began: step, sequences and tokens before it, global_batch_size, seq_len."""
 
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training changes, by name: `model.<parameter>`, `optimizer.<parameter>.<moment>`. Shards under FSDP."""
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Every tensor that training changes, by name: `model.<parameter>`, `optimizer.<parameter>.<moment>`. Shards under FSDP.
+
+    Args:
+        extra: more tensors of the run, by names that begin otherwise.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[f"model.{clean_name(name)}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{clean_name(name)}.{key}"] = value
-    return tensors
+    return {**tensors, **(extra or {})}
 
 
-def save_run_state(folder: Path, tensors: dict[str, Tensor], state: RunState) -> Path:
-    """Write `folder/step_<n>` and point `folder/latest` at it. All processes call this.
+def read_run_state(state: str | os.PathLike[str]) -> RunState:
+    """The plain part of a run state whose files are all there.
 
-    Returns:
-        The new folder.
-    """
-    target, temporary = folder / f"step_{state.step}", folder / f".step_{state.step}.tmp"
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    if first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    _barrier()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is what is meant
-        dcp.save(tensors, storage_writer=FileSystemWriter(temporary), no_dist=not dist.is_initialized())
-    if first:
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
-        with open(temporary / STATE_FILE, "w", encoding="utf-8") as file:
-            json.dump({**asdict(state), "files": files}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        _point_latest(folder, target)
-    _barrier()
-    return target
-
-
-def _point_latest(folder: Path, target: Path) -> None:
-    link = folder / ".latest.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    os.replace(link, folder / "latest")
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def run_states(folder: Path) -> list[Path]:
-    """The step_<n> folders, newest first."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        found = [(int(m.group(1)), p) for p in folder.iterdir() if (m := re.fullmatch(r"step_(\d+)", p.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def read_run_state(path: Path) -> RunState:
-    """The plain part of a run state, after every file of it was checked against its size and sha256.
+    Files on a disk are checked against their SHA-256. Those behind a URL are listed, and checked entry by entry when they are read.
 
     Raises:
         ValueError: not whole.
     """
+    url = str(state).rstrip("/")
     try:
-        values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        values = json.loads(storage.read_bytes(storage.join(url, STATE_FILE)))
         files = values.pop("files")
-        state = RunState(**values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {path}: no whole run state: {error}") from None
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
-            raise ValueError(f"checkpoint {path}: {name} is not as it was written")
-    return state
+        found = RunState(**values)
+        problem = _first_problem(url, files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {url}: no whole run state: {error}") from None
+    if problem:
+        raise ValueError(f"checkpoint {url}: {problem} is not as it was written")
+    return found
 
 
-def newest_run_state(folder: Path) -> tuple[Path, RunState] | None:
-    """The newest whole run state; broken ones are named in the log and passed over. None where there is none.
+def _first_problem(url: str, files: dict[str, dict[str, Any]]) -> str | None:
+    """The name of a file that is not what state.json says."""
+    there = sizes(url)
+    wrong = [name for name, about in files.items() if there.get(name) != about["bytes"]]
+    if wrong or storage.is_remote(url):
+        return wrong[0] if wrong else None
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sums = pool.map(lambda name: _sha256(storage.join(url, name)), files)
+        return next((name for name, digest in zip(files, sums, strict=True) if digest != files[name]["sha256"]), None)
+
+
+def _sha256(file: str) -> str:
+    with open(storage.local_path(file), "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def newest_run_state(folder: str | os.PathLike[str]) -> tuple[str, RunState] | None:
+    """The newest whole run state of a folder or URL; broken ones are named in the log and passed over. None where there is none.
 
     Raises:
-        ValueError: there are run states, and all of them are broken.
+        ValueError: there are run states, and all of them are broken; or a URL that can't be listed.
     """
-    candidates = run_states(folder)
-    for path in candidates:
+    try:
+        candidates = run_states(str(folder))
+    except OSError as error:
+        raise ValueError(f"--resume latest: {error}") from None
+    for state in candidates:
         try:
-            return path, read_run_state(path)
+            return state, read_run_state(state)
         except ValueError as error:
             logging.warning(f"{error}; trying the checkpoint before it")
     if candidates:
         raise ValueError(f"--resume latest: no checkpoint of {folder} is whole; remove them to start from the beginning")
     return None
-
-
-def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors (plain, or shards of any layout) from a run state. All processes call this.
-
-    Raises:
-        ValueError: the state is of another model, with the first differences.
-    """
-    reader = _SafeReader(path)
-    _check_same_model(path, reader.read_metadata().state_dict_metadata, tensors)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-
-
-def _check_same_model(path: Path, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    problems = [f"lacks {name}" for name in tensors if name not in saved]
-    problems += [f"has {name}, which the model lacks" for name in saved if name not in tensors]
-    problems += [
-        f"{name} is {list(saved[name].size)}, the model's is {list(value.shape)}"
-        for name, value in tensors.items()
-        if name in saved and saved[name].size != value.shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more differences)" if len(problems) > 3 else ""
-        raise ValueError(f"checkpoint {path}: belongs to another model: {'; '.join(problems[:3])}{more}; check --model")
-
-
-_METADATA_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"),
-        *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "Path", "PurePosixPath"},
-    "pathlib._local": {"PosixPath", "Path", "PurePosixPath"},
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Builds the classes of a .metadata of tensors and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
-            return getattr(torch, name)
-        if name in _METADATA_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"names {module}.{name}, which has no place there")
-
-
-class _SafeReader(FileSystemReader):
-    """Reads a folder whose .metadata may come from anywhere."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        file = Path(self.path) / ".metadata"
-        try:
-            metadata = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
-            outside = [i.relative_path for i in metadata.storage_data.values() if Path(i.relative_path).name != i.relative_path]
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"checkpoint {file}: is not read: {error}") from None
-        if outside:
-            raise ValueError(f"checkpoint {file}: is not read: it points outside its folder ({outside[0]})")
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-def delete_run_states(folder: Path, keep: Path) -> Iterator[Path]:
-    """Delete every run state but one, oldest first; yields what went."""
-    for path in reversed(run_states(folder)):
-        if path.name != keep.name:
-            shutil.rmtree(path)
-            yield path
 
 
 def full_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -65,6 +65,7 @@ _AT_LEAST_ONE = (
 )
 _AT_LEAST_ZERO = (
     *("workers", "seed", "warmup", "save_frequency", "save_every_steps"),
+    *("save_every_minutes", "keep_last", "keep_every"),
     *("wd", "z_loss_coefficient", "force_min_lr", "lr_cooldown_end"),
 )
 
@@ -106,6 +107,10 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--ignore-parse-errors: give the share of rows that may be lost by --data-tolerate-error-p"
     if v["precision"] == "fp32" and v["fsdp_amp"]:
         yield "--precision fp32 with --fsdp-amp: contradict each other; use --precision amp_bfloat16, or leave --fsdp-amp out"
+    if v["delete_previous_checkpoint"] and v["keep_last"] not in (0, 1):
+        yield f"--delete-previous-checkpoint with --keep-last {v['keep_last']}: contradict each other; leave one out"
+    if v["keep_every"] and not (v["keep_last"] or v["delete_previous_checkpoint"]):
+        yield f"--keep-every {v['keep_every']}: all run states are kept; give --keep-last too, or leave it out"
     for name in ("fsdp_amp", "fsdp_pure_bf16", "fsdp_cpu_offload"):
         if v[name] and not v["fsdp"]:
             yield f"--{name.replace('_', '-')}: only with --fsdp"

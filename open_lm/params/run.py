@@ -12,11 +12,21 @@ class CheckpointParams:
     """checkpoints"""
 
     resume: str | None = None
-    """`latest`, or the path of a checkpoints/step_<n> folder, to continue from."""
+    """`latest`, or the path or URL of a step_<n> folder, to continue from."""
+    checkpoint_dir: str | None = None
+    """Folder or URL (s3://...) for this run's step_<n> run states. Default: the run folder's checkpoints/."""
     save_frequency: int = 1
     """Epochs between checkpoints; 0 saves at the end of the run only."""
     save_every_steps: int = 0
     """Steps between run states, besides those at epoch ends; 0 saves none."""
+    save_every_minutes: float = 0.0
+    """Minutes after the last run state that the next one is saved; 0 looks at no clock."""
+    keep_last: int = 0
+    """Run states that are kept; older ones go once a new one is whole. 0 keeps all."""
+    keep_every: int = 0
+    """With --keep-last: also keep the run states whose step this number divides, for good."""
+    sync_save: bool = False
+    """Hold training up until a run state is written: saves the host memory for a second copy of the state."""
     save_most_recent: bool = False
     """Also save at epochs that --save-frequency passes over; such a checkpoint goes when the next one is whole."""
     delete_previous_checkpoint: bool = False

@@ -1,22 +1,20 @@
-"""When a run saves what: run states by steps and at epoch ends, weights (`epoch_N.pt`) at epoch ends."""
+"""When a run saves what (`run_states` saves the run states), and its weights (`epoch_N.pt`) at epoch ends."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from open_lm.checkpoint.run_state import RunState, delete_run_states, full_tensors, save_run_state, state_tensors
+from open_lm.checkpoint.run_state import full_tensors
 from open_lm.checkpoint.weights import write_weights
 from open_lm.params import CheckpointParams
 from open_lm.train.loop import Nothing, Position
 from open_lm.train.parallel import World
-from open_lm.train.step import StepResult
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,19 @@ class SavePlan:
     most_recent: bool
     delete_previous: bool
     epochs: int
+    every_minutes: float = 0.0
+    keep_last: int = 0
+    """Run states that stay, 0 for all."""
+    keep_every: int = 0
+    """Run states of multiples of this step stay for good, 0 for none."""
 
     @classmethod
     def of(cls, params: CheckpointParams, epochs: int) -> SavePlan:
         """From the flags and the run's number of epochs."""
         previous = params.delete_previous_checkpoint
-        return cls(params.save_every_steps, params.save_frequency, params.save_most_recent, previous, epochs)
+        last = 1 if previous else params.keep_last
+        keep = params.save_every_minutes, last, params.keep_every
+        return cls(params.save_every_steps, params.save_frequency, params.save_most_recent, previous, epochs, *keep)
 
     def regular(self, epoch: int) -> bool:
         """Whether the end of this epoch is saved to stay."""
@@ -43,42 +48,19 @@ class SavePlan:
         """Whether the end of this epoch is saved at all."""
         return self.most_recent or self.regular(epoch)
 
+    def superseded(self, steps: Iterable[int], newest: int, passing: Iterable[int] = ()) -> list[int]:
+        """The steps whose run states go when that of `newest` is whole, oldest first.
 
-class RunStates(Nothing):
-    """Saves `step_<n>` folders."""
-
-    def __init__(
-        self,
-        folder: Path,
-        plan: SavePlan,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        describe: Callable[[Position], RunState],
-        world: World,
-    ):
-        self.folder, self.plan, self.describe, self.world = folder, plan, describe, world
-        self.model, self.optimizer = model, optimizer
-        self.saved_step = -1
-
-    def after_step(self, position: Position, result: StepResult) -> None:
-        """Save at every --save-every-steps."""
-        if self.plan.every_steps and position.step % self.plan.every_steps == 0:
-            self._save(position)
-
-    def after_epoch(self, position: Position) -> None:
-        """Save at the epoch ends that are due."""
-        if self.plan.due(position.epoch):
-            self._save(position)
-
-    def _save(self, position: Position) -> None:
-        if position.step == self.saved_step:
-            return
-        saved = save_run_state(self.folder, state_tensors(self.model, self.optimizer), self.describe(position))
-        self.saved_step = position.step
-        logging.info(f"Saved {saved}")
-        if self.world.is_first and self.plan.delete_previous:
-            for gone in delete_run_states(self.folder, keep=saved):
-                logging.info(f"Deleted {gone}")
+        Args:
+            steps: of all run states. Those above `newest` are from before the run was taken back to an earlier step.
+            passing: steps that go at the next save whatever is kept, see --save-most-recent.
+        """
+        older = sorted(set(steps) - {newest})
+        last = self.keep_last - 1
+        recent = {newest, *[s for s in older if s < newest][-last:]} if last > 0 else {newest}
+        kept = recent if self.keep_last else set(older)
+        stays = {s for s in older if self.keep_every and s % self.keep_every == 0}
+        return [s for s in older if s not in stays and (s not in kept or s in set(passing))]
 
 
 class Weights(Nothing):

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, run_states, save_run_state, state_tensors
+from open_lm.checkpoint.part_reader import load_tensors
+from open_lm.checkpoint.run_state import RunState, newest_run_state, state_tensors
+from open_lm.checkpoint.state_folder import run_states
+from open_lm.checkpoint.state_writer import save_run_state
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.params import OptimizerParams
@@ -32,23 +35,23 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     tensors = made()
     for value in tensors.values():
         value.uniform_()
-    path = save_run_state(tmp_path, tensors, state(3))
+    path = Path(save_run_state(tmp_path, tensors, state(3)))
     again = made()
     load_tensors(path, again)
     assert all(torch.equal(tensors[name], again[name]) for name in tensors)
-    assert newest_run_state(tmp_path) == (path, state(3))
-    assert (tmp_path / "latest").resolve() == path.resolve()
+    assert newest_run_state(tmp_path) == (str(path), state(3))
+    assert (tmp_path / "latest").resolve() == Path(path)
 
 
 def test_the_newest_is_by_number_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         save_run_state(tmp_path, made(), state(step))
-    (tmp_path / ".step_11.tmp").mkdir()
-    assert [p.name for p in run_states(tmp_path)] == ["step_10", "step_9", "step_2"]
+    (tmp_path / ".step_11.0.tmp").mkdir()
+    assert [Path(p).name for p in run_states(tmp_path)] == ["step_10", "step_9", "step_2"]
 
 
 def test_another_model_is_told(tmp_path: Path) -> None:
-    path = save_run_state(tmp_path, made(), state(1))
+    path = Path(save_run_state(tmp_path, made(), state(1)))
     with pytest.raises(ValueError, match="belongs to another model.*check --model"):
         load_tensors(path, made(hidden=32))
 
@@ -60,7 +63,7 @@ class Attack:
 
 def test_a_crafted_metadata_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = save_run_state(tmp_path, made(), state(1))
+    path = Path(save_run_state(tmp_path, made(), state(1)))
     (path / ".metadata").write_bytes(pickle.dumps(Attack()))
     with pytest.raises(ValueError, match="has no place there"):
         load_tensors(path, made())
@@ -70,7 +73,7 @@ def test_a_crafted_metadata_runs_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_byte_entries_and_paths_outside_are_refused(tmp_path: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
-    path = save_run_state(tmp_path, made(), state(1))
+    path = Path(save_run_state(tmp_path, made(), state(1)))
     dcp.save({"evil": Attack(), "a": torch.zeros(1)}, checkpoint_id=tmp_path / "bytes", no_dist=True)
     good = (path / ".metadata").read_bytes()
     (path / ".metadata").write_bytes((tmp_path / "bytes/.metadata").read_bytes())

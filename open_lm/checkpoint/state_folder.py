@@ -1,0 +1,186 @@
+"""Folders of run states, on a disk or behind a URL: what is whole, how a new one becomes so, how an old one goes.
+
+`step_<n>/` has files of shards (`<process>_<number>-<attempt>.distcp`), `.metadata`, and `state.json`, without which it doesn't exist.
+On a disk it is made under a hidden name and renamed; behind a URL `state.json` comes last and goes first. `latest` (a link, or an object
+with the name) moves when its target is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Protocol
+
+from open_lm import storage
+from open_lm.checkpoint.safe_metadata import METADATA_FILE
+
+STATE_FILE = "state.json"
+REMOTE_PART_BYTES = 256 << 20
+"""A part for a URL is made in memory, of at most so many bytes or one tensor; on a disk a process writes one file."""
+
+
+class NewState(Protocol):
+    """A run state that is being written; every process has one of the same attempt."""
+
+    part_bytes: int | None
+    """Size at which a part ends, None for one part."""
+    url: str
+    """Where it will be."""
+
+    def part(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file of shards: durable when the context ends."""
+        ...
+
+    def publish(self, metadata: bytes, state: bytes) -> None:
+        """On the first process, when all parts are there: make it whole, then move `latest`."""
+        ...
+
+    def abandon(self) -> None:
+        """On the first process: remove what is there of it."""
+        ...
+
+
+def new_state(folder: str, step: int, attempt: str) -> NewState:
+    """A run state to write.
+
+    Args:
+        attempt: the same on all processes, and never used before.
+    """
+    return _RemoteState(folder, step, attempt) if storage.is_remote(folder) else _LocalState(storage.local_path(folder), step, attempt)
+
+
+class _LocalState:
+    part_bytes: int | None = None
+
+    def __init__(self, folder: Path, step: int, attempt: str):
+        self.folder, self.target = folder, folder / f"step_{step}"
+        self.temporary = folder / f".step_{step}.{attempt}.tmp"
+        self.url = str(self.target)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[IO[bytes]]:
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        with open(self.temporary / name, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    def publish(self, metadata: bytes, state: bytes) -> None:
+        for name, data in ((METADATA_FILE, metadata), (STATE_FILE, state)):
+            with self.part(name) as file:
+                file.write(data)
+        _flush_folder(self.temporary)
+        old = self.temporary.with_suffix(".old.tmp")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.target, old)  # a step that is saved again, on a run's second way past it
+        os.replace(self.temporary, self.target)
+        link = self.temporary.with_suffix(".latest.tmp")
+        link.symlink_to(self.target.name)
+        os.replace(link, self.folder / "latest")
+        _flush_folder(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def abandon(self) -> None:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _RemoteState:
+    part_bytes: int | None = REMOTE_PART_BYTES
+
+    def __init__(self, folder: str, step: int, attempt: str):
+        self.folder, self.attempt = folder, attempt
+        self.url = storage.join(folder, f"step_{step}")
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[IO[bytes]]:
+        file = io.BytesIO()
+        yield file
+        storage.write_bytes(storage.join(self.url, name), file.getvalue())
+
+    def publish(self, metadata: bytes, state: bytes) -> None:
+        storage.remove(storage.join(self.url, STATE_FILE))
+        for name, data in ((METADATA_FILE, metadata), (STATE_FILE, state)):
+            storage.write_bytes(storage.join(self.url, name), data)
+        storage.write_bytes(storage.join(self.folder, "latest"), self.url.rpartition("/")[2].encode() + b"\n")
+        self._remove(lambda name: name.endswith(".distcp") and self.attempt not in name)
+
+    def abandon(self) -> None:
+        self._remove(lambda name: self.attempt in name)
+
+    def _remove(self, doomed: Callable[[str], bool]) -> None:
+        for stored in storage.list_files(self.url + "/"):
+            if doomed(stored.url.rpartition("/")[2]):
+                storage.remove(stored.url)
+
+
+def run_states(folder: str | Path) -> list[str]:
+    """The step_<n> folders, newest first. Behind a URL those with a state.json."""
+    folder = str(folder)
+    found: dict[int, str] = {}
+    if storage.is_remote(folder):
+        for stored in storage.list_files(storage.join(folder, f"step_*/{STATE_FILE}")):
+            url = stored.url.rpartition("/")[0]
+            if match := re.fullmatch(r"step_(\d+)", url.rpartition("/")[2]):
+                found[int(match.group(1))] = url
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            for path in storage.local_path(folder).iterdir():
+                if match := re.fullmatch(r"step_(\d+)", path.name):
+                    found[int(match.group(1))] = str(path)
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def step_of(state: str) -> int:
+    """The step in the name of a run state."""
+    return int(state.rpartition("/")[2].removeprefix("step_"))
+
+
+def remove_run_state(state: str) -> None:
+    """Remove a run state; what is left after a crash in the middle is not taken for one."""
+    if not storage.is_remote(state):
+        path = storage.local_path(state)
+        doomed = path.with_name(f".{path.name}.old.tmp")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+        return
+    storage.remove(storage.join(state, STATE_FILE))
+    for stored in storage.list_files(state + "/"):
+        storage.remove(stored.url)
+    storage.remove(storage.join(state, METADATA_FILE))
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove what killed saves left. Only for the one run that writes there."""
+    if not storage.is_remote(folder):
+        for path in storage.local_path(folder).glob(".step_*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                path.unlink()
+        return
+    whole = set(run_states(folder))
+    for stored in storage.list_files(storage.join(folder, "step_*/*.distcp")):
+        if stored.url.rpartition("/")[0] not in whole:
+            storage.remove(stored.url)
+
+
+def sizes(state: str) -> dict[str, int]:
+    """Bytes of each file of a run state, the hidden .metadata included."""
+    stored = storage.list_files(state.rstrip("/") + "/")
+    found = {one.url.rpartition("/")[2]: one.size for one in stored}
+    with contextlib.suppress(FileNotFoundError):
+        found[METADATA_FILE] = storage.size(storage.join(state, METADATA_FILE))
+    return found
