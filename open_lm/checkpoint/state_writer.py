@@ -146,18 +146,21 @@ class StateWriter:
             logging.info(f"Saved {new.url} in {time.monotonic() - begin:.1f} s")
 
     def _finish(self, new: NewState, plan: _Plan, state: RunState, everyone: list[_Parts | str]) -> str | None:
+        failures = [told for told in everyone if isinstance(told, str)]
         try:
-            failures = [told for told in everyone if isinstance(told, str)]
+            if not failures:
+                files, metadata = _described(plan, [told for told in everyone if isinstance(told, _Parts)])
+                new.publish(metadata, json.dumps({**asdict(state), "files": files}, indent=1).encode())
+        except Exception as error:
+            failures = [f"{new.url}: not saved: {_words(error)}"]
+        try:
             if failures:
                 new.abandon()
-                return "; ".join(failures)
-            files, metadata = _described(plan, [told for told in everyone if isinstance(told, _Parts)])
-            new.publish(metadata, json.dumps({**asdict(state), "files": files}, indent=1).encode())
-            if self.when_whole:
+            elif self.when_whole:
                 self.when_whole(new.url)
-        except Exception as error:
-            return f"{new.url}: not saved: {_words(error)}"
-        return None
+        except OSError as error:  # the run state is whole or absent all the same
+            logging.warning(f"{self.folder}: what is superfluous was not removed: {error}")
+        return "; ".join(failures) or None
 
     def _gather(self, told: _Parts | str) -> list[_Parts | str]:
         if self._group is None:

@@ -99,8 +99,5 @@ class RunStates(Nothing):
         """On the first process, in the thread that wrote: what the new run state makes superfluous."""
         there = {step_of(state): state for state in run_states(self.folder)}
         for step in self.plan.superseded(there, step_of(saved), self._passing):
-            try:
-                remove_run_state(there[step])
-                logging.info(f"Deleted {there[step]}")
-            except OSError as error:
-                logging.warning(f"{there[step]}: is superfluous but can't be deleted: {error}")
+            remove_run_state(there[step])
+            logging.info(f"Deleted {there[step]}")
