@@ -34,7 +34,7 @@ def test_losses_agree_on_1_2_and_4_processes_over_100_steps(bench: Any) -> None:
         assert bench.metrics(name, "grad_norm") == pytest.approx(bench.metrics("one", "grad_norm"), rel=1e-4)
 
 
-@pytest.mark.parametrize(("processes", "flags"), [(2, ()), (2, ("--fsdp",)), (4, ("--fsdp", "--accum-freq", "2"))])
+@pytest.mark.parametrize(("processes", "flags"), [(2, ("--accum-freq", "4")), (2, ("--fsdp",)), (4, ("--fsdp", "--accum-freq", "2"))])
 def test_resume_on_the_same_processes_is_bit_equal(bench: Any, processes: int, flags: tuple[str, ...]) -> None:
     ok(bench.run(processes, "whole", "--save-every-steps", "13", *flags))
     bench.copy_at("whole", "again", 13)
@@ -78,18 +78,6 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "the run ended before it was to be killed"
         assert time.monotonic() < end, f"{path} never came"
         time.sleep(0.02)
-
-
-def test_kill_9_of_everything_then_resume_ends_with_the_same_weights(bench: Any) -> None:
-    flags = (*LONG, "--save-every-steps", "5")
-    ok(bench.run(2, "whole", *flags))
-    process = subprocess.Popen(bench.command(2, "killed", *flags), env=bench.env, cwd=bench.folder)
-    wait_for(bench.folder / "logs/killed/checkpoints/step_15", process)
-    bench.kill(process)
-    ok(bench.run(2, "killed", *flags, "--resume", "latest"))
-    assert bench.metrics("killed") == bench.metrics("whole")
-    a, b = bench.weights("whole", 10), bench.weights("killed", 10)
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_processes_end_when_their_launcher_is_killed_and_the_next_run_waits_for_them(bench: Any) -> None:

@@ -88,7 +88,7 @@ def test_a_save_that_fails_ends_the_run_and_the_one_before_stands(bench: Any, ma
         main_here("a", "--save-every-steps", "3", "--delete-previous-checkpoint")
     assert steps(bench, "a") in ([9], [10])
     monkeypatch.undo()
-    assert main_here("a", "--resume", "latest", "--train-data", str(bench.folder / "shards/shard-{0000000..0000003}.tar")) == 0
+    assert main_here("a", "--resume", "latest") == 0
 
 
 def test_run_states_go_to_a_url_and_a_run_continues_from_there_alone(
@@ -97,9 +97,9 @@ def test_run_states_go_to_a_url_and_a_run_continues_from_there_alone(
     there = ("--checkpoint-dir", s3.url("runs/a"), "--save-every-steps", "7", "--keep-last", "2")
     assert main_here("whole") == 0
     assert main_here("a", *there) == 0
-    assert {key.split("/")[2] for key in s3.keys()} == {"latest", "step_28", "step_30"}
+    assert {key.split("/")[2] for key in sorted(s3.keys())} == {"latest", "step_28", "step_30"}
     assert steps(bench, "a") == []
-    for key in s3.keys():
+    for key in sorted(s3.keys()):
         if "step_30" in key:
             s3.client.delete_object(Bucket=s3.name, Key=key)
     shutil.rmtree(bench.folder / "logs/a")  # an empty machine
@@ -132,5 +132,3 @@ def test_what_killed_saves_left_goes_at_the_next_start(bench: Any, main_here: Ma
     left.mkdir()
     assert main_here("a", "--resume", "latest", "--epochs", "4", "--multiple-data-passes") == 0
     assert not left.exists()
-
-
