@@ -109,6 +109,8 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--precision fp32 with --fsdp-amp: contradict each other; use --precision amp_bfloat16, or leave --fsdp-amp out"
     if v["delete_previous_checkpoint"] and v["keep_last"] not in (0, 1):
         yield f"--delete-previous-checkpoint with --keep-last {v['keep_last']}: contradict each other; leave one out"
+    if str(v["checkpoint_dir"] or "").startswith(("http://", "https://")):
+        yield f"--checkpoint-dir {v['checkpoint_dir']}: a web server can't be written to; give a folder or s3://bucket/path"
     if v["keep_every"] and not (v["keep_last"] or v["delete_previous_checkpoint"]):
         yield f"--keep-every {v['keep_every']}: all run states are kept; give --keep-last too, or leave it out"
     for name in ("fsdp_amp", "fsdp_pure_bf16", "fsdp_cpu_offload"):

@@ -121,7 +121,12 @@ def test_a_checkpoint_url_that_is_not_there_is_told_before_training(
 
 
 def test_what_contradicts_itself_is_refused() -> None:
-    for flags in (("--keep-last", "2", "--delete-previous-checkpoint"), ("--keep-every", "5"), ("--keep-last", "-1")):
+    for flags in (
+        ("--keep-last", "2", "--delete-previous-checkpoint"),
+        ("--keep-every", "5"),
+        ("--keep-last", "-1"),
+        ("--checkpoint-dir", "https://x/y"),
+    ):
         with pytest.raises(UserError, match=flags[0]):
             parse_params(["--train-data", "x", *flags])
 
