@@ -16,7 +16,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from torch.distributed.tensor import DTensor
 from open_lm.checkpoint.weights import clean_name
 
 STATE_FILE = "state.json"
+AVERAGER = "averager."
+"""Names of tensors that begin so are of running averages, which a resumed run may leave out."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ class RunState:
     """Where each size of batch or row began: step, sequences and tokens before it, global_batch_size, seq_len."""
 
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training changes, by name: `model.<parameter>`, `optimizer.<parameter>.<moment>`. Shards under FSDP."""
-    tensors: dict[str, Tensor] = {}
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Every tensor that training changes, by name: `model.<parameter>`, `optimizer.<parameter>.<moment>`, and what `extra` names.
+
+    Shards under FSDP.
+    """
+    tensors: dict[str, Tensor] = dict(extra or {})
     for name, parameter in model.named_parameters():
         tensors[f"model.{clean_name(name)}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
@@ -175,7 +180,7 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _check_same_model(path: Path, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     problems = [f"lacks {name}" for name in tensors if name not in saved]
-    problems += [f"has {name}, which the model lacks" for name in saved if name not in tensors]
+    problems += [f"has {name}, which the model lacks" for name in saved if name not in tensors and not name.startswith(AVERAGER)]
     problems += [
         f"{name} is {list(saved[name].size)}, the model's is {list(value.shape)}"
         for name, value in tensors.items()
