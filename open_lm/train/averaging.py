@@ -34,7 +34,7 @@ from open_lm.train.saving import SavePlan
 from open_lm.train.step import Step, StepResult
 
 _GROUP_ELEMENTS = 1 << 26
-"""An update needs memory for this many elements (256 MiB), or for the largest tensor."""
+"""With weights that are not fp32 an update needs memory for this many elements (256 MiB), or for the largest tensor."""
 
 
 def share(spec: AveragerSpec, updates: Tensor) -> Tensor:
@@ -78,11 +78,10 @@ class Averager:
         """
         if step % self.spec.freq:
             return
-        taken = share(self.spec, self.updates).masked_fill(skipped, 0.0)
-        keep, take = (1 - taken).float(), taken.float()
+        taken = share(self.spec, self.updates).masked_fill(skipped, 0.0).float()
         for average, weights in self._groups:
-            torch._foreach_mul_(average, keep)
-            torch._foreach_add_(average, torch._foreach_mul([w.float() for w in weights], take))
+            # one pass over the memory; with 0 and 1 it leaves the average, or takes the weights, to the bit
+            torch._foreach_lerp_(average, [w.float() for w in weights], [taken] * len(weights))
         self.updates += ~skipped
 
     def tensors(self) -> dict[str, Tensor]:
@@ -165,13 +164,10 @@ class Averages:
     @contextmanager
     def in_model(self, name: str) -> Iterator[None]:
         """The model computes with an average instead of its weights. All processes call this."""
-        _reshard(self.model)
         try:
             with self.averagers[name].in_place_of_weights():
-                try:
-                    yield
-                finally:
-                    _reshard(self.model)
+                _reshard(self.model)
+                yield
         finally:
             _reshard(self.model)
 

@@ -26,6 +26,7 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.params import OptimizerParams
 from open_lm.params.averagers import parse_averagers
+from open_lm.report.run import read_run
 from open_lm.train import averaging
 from open_lm.train.averaging import Averager, Averages
 from open_lm.train.loop import Position
@@ -198,8 +199,12 @@ def test_an_averager_begins_with_the_pretrained_weights(bench: Any, main_here: M
     assert all(torch.allclose(average[name], weights[name], rtol=1e-5, atol=1e-7) for name in weights)
 
 
-def test_exports_are_in_openlms_keys_and_load_as_the_model_that_was_validated(bench: Any, main_here: Main) -> None:
+def test_exports_are_in_openlms_keys_and_load_as_the_model_that_was_validated(
+    bench: Any, main_here: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard = bench.folder / "shards/shard-0000001.tar"
+    told: dict[str, float] = {}
+    monkeypatch.setattr("open_lm.train.metrics.MetricsLog.validated", lambda self, metrics, step: told.update(metrics))
     assert main_here("a", "--averagers", BOTH, "--val-data", str(shard)) == 0
     folder = bench.folder / "logs/a/checkpoints"
     ema, poly = read_pt(str(folder / "ema_0.9_1_3.pt")), read_pt(str(folder / "poly_16_2_2.pt"))
@@ -215,7 +220,12 @@ def test_exports_are_in_openlms_keys_and_load_as_the_model_that_was_validated(be
     for result in (plain, *averages):
         model, _ = load_model(folder / Path(result["checkpoint_path"]).name)
         assert validate(model, [rows_of(shard)]).loss == pytest.approx(result["loss"], rel=1e-6)
+        assert told[f"{result['averager']}/loss" if "averager" in result else "loss"] == result["loss"]
     assert len({r["loss"] for r in (plain, *averages)}) == 3
+    assert [v.data for v in read_run(bench.folder / "logs/a").validations[-3:]] == [
+        plain["val_data"][0],
+        *(f"{plain['val_data'][0]} ({name})" for name in BOTH.split(",")),
+    ]
 
 
 def rows_of(shard: Path) -> Tensor:
