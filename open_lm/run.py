@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, Any
 
 import torch
@@ -29,6 +30,8 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
 from open_lm.params import CheckpointParams, ModelParams, Params, Problems
+from open_lm.params.averagers import parse_averagers
+from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
 from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
@@ -235,8 +238,8 @@ def describe(job: Job) -> None:
         logging.warning(f"--warmup {params.optimizer.warmup}: the run has {length.total_steps} steps and never leaves its warm-up")
 
 
-def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
-    """Model and optimizer on their devices, with first, pretrained or resumed values."""
+def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW, Averages]:
+    """Model, optimizer and averages on their devices, with first, pretrained or resumed values."""
     torch.manual_seed(job.params.data.seed)
     model = Transformer(job.config, job.kernel)
     model.init_weights()
@@ -244,11 +247,14 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
     logging.info(f"Model {job.params.model.model}: {count_parameters(model):,} parameters")
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
+    averages = Averages(spread, parse_averagers(job.params.averaging.averagers))
     if job.resumed:
         path, state = job.resumed
-        load_tensors(path, state_tensors(spread, optimizer))
+        before = state.params.get("averagers")
+        load_tensors(path, state_tensors(spread, optimizer, averages.tensors(averages.saved(before))))
+        averages.restart_unless(before, state.step)
         logging.info(f"Resumed from {path}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
-    return spread, optimizer
+    return spread, optimizer, averages
 
 
 def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
@@ -257,7 +263,7 @@ def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
         logging.info(f"Weights from {params.pretrained}")
 
 
-def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
+def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, averages: Averages) -> None:
     """Train, with everything that happens beside it, and close all of it whatever happens."""
     params, world, length, start = job.params, job.world, job.length, job.start
     config = StepConfig(
@@ -271,8 +277,8 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
     with ExitStack() as stack:
         tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
         loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources))
-        states = make_run_states(job, model, optimizer)
-        callbacks = make_callbacks(job, model, states, loader)
+        states = make_run_states(job, step, averages)
+        callbacks = make_callbacks(job, step, averages, states, loader)
         for callback in callbacks:
             stack.callback(callback.close)
         schedule = make_schedule(params.optimizer, length)
@@ -288,28 +294,32 @@ def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
         yield batch.to(device)
 
 
-def make_run_states(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> RunStates:
+def make_run_states(job: Job, step: Step, averages: Averages) -> RunStates:
     """What saves the run states."""
     params = job.params.checkpoint
     plan = SavePlan.of(params, job.params.batch.epochs)
-    return RunStates(
-        job.states, plan, model, optimizer, lambda position: run_state(job, position), job.world, asynchronous=not params.sync_save
-    )
+    describe, asynchronous = partial(run_state, job), not params.sync_save
+    return RunStates(job.states, plan, step.model, step.optimizer, describe, job.world, asynchronous, averages.tensors)
 
 
-def make_callbacks(job: Job, model: nn.Module, states: RunStates, loader: Loader) -> list[Callback]:
-    """What happens beside training, in its order: log, save the run state, validate, save weights with the validation."""
+def make_callbacks(job: Job, step: Step, averages: Averages, states: RunStates, loader: Loader) -> list[Callback]:
+    """What happens beside training, in its order: average, log, save the run state, validate, save weights with the validation."""
     params, world = job.params, job.world
+    model, folder = step.model, job.folder.checkpoints
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
     sinks = make_sinks(params.log, job.folder, params.flat(), job.start.step) if world.is_first else []
-    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start, job.source_names)
-    validation = InTraining(model, job.validation, validation_config(job), job.folder.checkpoints, params.model.model, log.validated)
+    keep = KeepAverages(averages, step, params.averaging.log_avg_model_training_loss)
+    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start, job.source_names, keep.metrics)
+    in_model, about = averages.in_model_by_name, about_weights(job)
+    validation = InTraining(model, job.validation, validation_config(job), folder, params.model.model, log.validated, in_model)
     callbacks: list[Callback] = [
         LauncherWatch(),
+        keep,
         log,
         states,
         validation,
-        Weights(job.folder.checkpoints, plan, model, about_weights(job), lambda: validation.metrics, world),
+        Weights(folder, plan, model, about, lambda: validation.metrics, world),
+        SaveAverages(folder, plan, averages, about, world),
     ]
     return [*callbacks, ProgressBar(job.length, job.start)] if world.is_first else callbacks
 

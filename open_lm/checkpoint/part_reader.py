@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from open_lm import storage
+from open_lm.checkpoint.run_state import AVERAGER
 from open_lm.checkpoint.safe_metadata import METADATA_FILE, metadata_from
 from open_lm.checkpoint.state_folder import STATE_FILE
 
@@ -68,7 +69,7 @@ def _read_checksums(url: str) -> dict[str, list[int]]:
 
 def _check_same_model(url: str, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     problems = [f"lacks {name}" for name in tensors if name not in saved]
-    problems += [f"has {name}, which the model lacks" for name in saved if name not in tensors]
+    problems += [f"has {name}, which the model lacks" for name in saved if name not in tensors and not name.startswith(AVERAGER)]
     problems += [
         f"{name} is {list(saved[name].size)}, the model's is {list(value.shape)}"
         for name, value in tensors.items()

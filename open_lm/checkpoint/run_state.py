@@ -26,6 +26,8 @@ from open_lm.checkpoint.state_folder import STATE_FILE, run_states, sizes
 from open_lm.checkpoint.weights import clean_name
 
 _THREADS = 4
+AVERAGER = "averager."
+"""Names of tensors that begin so are of running averages, which a resumed run may leave out."""
 
 
 @dataclass(frozen=True)

@@ -62,16 +62,17 @@ def read_pt(path: str) -> Any:
 
 
 def read_weights(path: str) -> WeightsFile:
-    """A weights file: OpenLM's dict, `{"state_dict": ...}`, or a bare state dict.
+    """A weights file: OpenLM's dict, `{"state_dict": ...}`, its averager files (`av_model_sd`), or a bare state dict.
 
     Raises:
         ValueError: as `read_pt`, or no tensors inside.
     """
     content = read_pt(path)
     about: dict[str, Any] = {}
-    if isinstance(content, dict) and "state_dict" in content:
-        about = {k: v for k, v in content.items() if k != "state_dict"}
-        content = content["state_dict"]
+    key = next((key for key in ("state_dict", "av_model_sd") if isinstance(content, dict) and key in content), None)
+    if key is not None:
+        about = {k: v for k, v in content.items() if k != key}
+        content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"checkpoint {path}: holds no state_dict of tensors")
     return WeightsFile({clean_name(name): value for name, value in content.items()}, about)
@@ -108,14 +109,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             named[name].copy_(value)
 
 
-def write_weights(path: Path, state_dict: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def write_weights(path: Path, state_dict: Mapping[str, Tensor], about: Mapping[str, Any], key: str = "state_dict") -> None:
     """Write a weights file, whole or not at all.
 
     Args:
         about: plain values only (numbers, strings, lists, dicts, None), so that the file loads without unpickling.
+        key: under which the tensors lie.
     """
     with storage.atomic_write(path) as file:
-        torch.save({**about, "state_dict": dict(state_dict)}, file)
+        torch.save({**about, key: dict(state_dict)}, file)
 
 
 def newest_weights(folder: str | Path) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +41,7 @@ class _Position(Protocol):
 
 
 class InTraining:
-    """After each epoch that is due: the loss on every validation set, into the log, results.jsonl and `tell`."""
+    """After each epoch that is due: the loss on every validation set, into the log, results.jsonl and `tell`; the same of each average."""
 
     def __init__(
         self,
@@ -50,11 +51,13 @@ class InTraining:
         folder: Path,
         model_name: str,
         tell: Callable[[Mapping[str, Any], int], None],
+        averages: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
     ):
+        """averages: by name, what puts an average into the model's weights for a while."""
         self.model, self.sets, self.config, self.folder = model, sets, config, folder
-        self.model_name, self.tell = model_name, tell
+        self.model_name, self.tell, self.averages = model_name, tell, averages or {}
         self.metrics: list[dict[str, Any]] = []
-        """Of the last validation, one dict per set."""
+        """Of the last validation of the model's own weights, one dict per set."""
 
     def after_step(self, position: _Position, result: Any) -> None:
         """Nothing: validations are at epoch ends."""
@@ -66,11 +69,15 @@ class InTraining:
             self.metrics = []
             return
         self.metrics = [self._validate_one(one, position) for one in self.sets]
+        results = list(self.metrics)
+        for name, in_model in self.averages.items():
+            with in_model():
+                results += [self._validate_one(one, position, name) for one in self.sets]
         if config.rank == 0:
             with open(self.folder / "results.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.metrics) + "\n")
+                file.write(json.dumps(results) + "\n")
 
-    def _validate_one(self, one: ValidationSet, position: _Position) -> dict[str, Any]:
+    def _validate_one(self, one: ValidationSet, position: _Position, averager: str | None = None) -> dict[str, Any]:
         config = self.config
         shape = validation_shape(one.rows.count, rank=config.rank, world_size=config.world_size, global_batch_size=config.global_batch_size)
         with Loader(one.rows, shape, config.workers) as batches:
@@ -78,18 +85,20 @@ class InTraining:
             result = validate(self.model, tokens, precision=config.precision, bytes_per_token=one.bytes_per_token, tokenizer=one.tokenizer)
         bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
         logging.info(
-            f"Validation after epoch {position.epoch} on {one.name}: loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "
+            f"Validation after epoch {position.epoch}{f' of {averager}' if averager else ''} on {one.name}: "
+            f"loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "
             f"token accuracy {100 * result.token_accuracy:.2f} %{bits} ({result.tokens} tokens)"
         )
         if config.rank == 0:
-            self.tell(result.as_dict(), position.step)
+            self.tell({f"{averager}/{key}" if averager else key: value for key, value in result.as_dict().items()}, position.step)
         return {
             **result.as_dict(),
             "step": position.step,
             "train_tokens": position.tokens,
-            "checkpoint_path": str(self.folder / f"epoch_{position.epoch}.pt"),
+            "checkpoint_path": str(self.folder / f"{averager or 'epoch'}_{position.epoch}.pt"),
             "val_data": [one.name],
             "model": self.model_name,
+            **({"averager": averager} if averager else {}),
         }
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from open_lm.params.averagers import parse_averagers
 from open_lm.params.data import BatchParams, DataParams, ValidationParams
 from open_lm.params.fields import options_of
 from open_lm.params.run import CheckpointParams, LogParams
@@ -43,8 +44,6 @@ _NOT_YET = {
     "log_logit_mean": "the mean of the logits is not logged yet",
     "average": "checkpoint averaging is not built yet",
     "average_coefficients": "checkpoint averaging is not built yet",
-    "averagers": "weight averaging is not built yet",
-    "log_avg_model_training_loss": "weight averaging is not built yet",
     "fsdp_hybrid": "hybrid sharding is not built yet; use --fsdp",
     "fsdp_hybrid_o2": "hybrid sharding is not built yet; use --fsdp",
     "experimental_meta_device": "the model is always built on the CPU yet; leave the flag out",
@@ -65,7 +64,7 @@ _AT_LEAST_ONE = (
 )
 _AT_LEAST_ZERO = (
     *("workers", "seed", "warmup", "save_frequency", "save_every_steps"),
-    *("save_every_minutes", "keep_last", "keep_every"),
+    *("save_every_minutes", "keep_last", "keep_every", "log_avg_model_training_loss"),
     *("wd", "z_loss_coefficient", "force_min_lr", "lr_cooldown_end"),
 )
 
@@ -103,6 +102,7 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     if v["train_data_upsampling_factors"] and not v["dataset_resampled"]:
         yield "--train-data-upsampling-factors: only for --dataset-resampled"
     yield from _mask_contradictions(v)
+    yield from _averagers(v)
     if v["ignore_parse_errors"] and not v["data_tolerate_error_p"]:
         yield "--ignore-parse-errors: give the share of rows that may be lost by --data-tolerate-error-p"
     if v["precision"] == "fp32" and v["fsdp_amp"]:
@@ -120,11 +120,20 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--lr-scheduler const-cooldown: needs --epochs-cooldown"
     if v["epochs_cooldown"] is not None and v["lr_scheduler"] != "const-cooldown":
         yield "--epochs-cooldown: only with --lr-scheduler const-cooldown"
+    if v["log_avg_model_training_loss"] and not v["averagers"]:
+        yield "--log-avg-model-training-loss: only with --averagers"
     if v["val_data_key"] and len(v["val_data_key"]) != len(v["val_data"]):  # type: ignore[arg-type]
         yield f"--val-data-key: give one for each of the {len(v['val_data'])} --val-data"  # type: ignore[arg-type]
     unknown = {r for item in v["report_to"] for r in item.split(",")} - {"", "tensorboard", "wandb", "all"}  # type: ignore[attr-defined]
     if unknown:
         yield f"--report-to {','.join(sorted(unknown))}: choose from tensorboard, wandb, all"
+
+
+def _averagers(v: dict[str, object]) -> Iterator[str]:
+    try:
+        parse_averagers(v["averagers"])  # type: ignore[arg-type]
+    except ValueError as error:
+        yield str(error)
 
 
 def _mask_contradictions(v: dict[str, object]) -> Iterator[str]:

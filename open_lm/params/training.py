@@ -92,9 +92,10 @@ class AveragingParams:
     average_coefficients: tuple[float, ...] = ()
     """Weight of each checkpoint of --average."""
     averagers: str | None = None
-    """Running averages of the weights, e.g. ema_0.999_1,poly_16_1."""
+    """Running averages of the weights, e.g. ema_0.999_1,poly_16_1: `ema_<gamma>_<freq>` keeps gamma of the old average every freq
+    steps; `poly_<eta>_<freq>` weighs the weights of the n-th update by about n^eta."""
     log_avg_model_training_loss: int = 0
-    """Steps between logs of the averaged model's training loss."""
+    """Steps between measurements of each average's loss on the training batch, one forward pass each, told at log steps; 0: none."""
 
 
 @dataclass(frozen=True)

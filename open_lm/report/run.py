@@ -156,6 +156,7 @@ def _validations(lists: list[Any]) -> tuple[Validation, ...]:
             if isinstance(result, dict) and math.isfinite(_number(result.get("loss"))):
                 data = result.get("val_data")
                 name = ", ".join(map(str, data)) if isinstance(data, list) else str(data)
+                name += f" ({result['averager']})" if result.get("averager") else ""
                 keys = ("loss", "perplexity", "token_accuracy", "bits_per_byte")
                 numbers = {key: _number(result.get(key)) for key in keys}
                 tokens = _number(result.get("train_tokens"))

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,9 +132,20 @@ class MetricsLog(Nothing):
 
     With `source_names`, `loss/<name>` is the mean cross-entropy, without z-loss, over the targets of a source in the steps since the
     last log step; a source that had none in them is left out.
+    `more` gives further numbers for a log step.
     """
 
-    def __init__(self, sinks: list[Sink], every: int, length: RunLength, waits: Waits, start: Position, source_names: Sequence[str] = ()):
+    def __init__(
+        self,
+        sinks: list[Sink],
+        every: int,
+        length: RunLength,
+        waits: Waits,
+        start: Position,
+        source_names: Sequence[str] = (),
+        more: Callable[[], Mapping[str, float]] = dict,
+    ):
+        self.more = more
         self.sinks, self.every, self.length, self.waits, self.source_names = sinks, every, length, waits, source_names
         self.since, self.before, self.waited = time.perf_counter(), start, 0.0
         self.bad_steps: list[Tensor] = []
@@ -160,6 +171,7 @@ class MetricsLog(Nothing):
             "tokens_per_second": (position.tokens - self.before.tokens) / (now - self.since),
             "data_wait_seconds": waited - self.waited,
             **self._source_losses(),
+            **self.more(),
         }
         if self.waits.tolerate:
             metrics["lost_rows"] = _over_processes(self.waits.lost_rows, result.loss.device)

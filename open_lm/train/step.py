@@ -45,10 +45,12 @@ class Step:
     def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, config: StepConfig, world: World):
         self.model, self.optimizer, self.config, self.world = model, optimizer, config, world
         self.parameters = list(model.parameters())
+        self.last: Batch | None = None
 
     def __call__(self, batch: Batch, lr: float) -> StepResult:
         """batch: on the device; with `sources` where the configuration tells some apart."""
-        count = _sum_over_processes((batch.tokens[:, 1:] >= 0).sum()).clamp(min=1)
+        self.last = batch
+        count = _count_targets(batch)
         loss = torch.zeros((), device=batch.tokens.device)
         by_source = torch.zeros((2, self.config.sources), dtype=torch.float64, device=batch.tokens.device)
         parts = batch.chunk(self.config.accum_freq)
@@ -70,6 +72,13 @@ class Step:
         told = summed[1:].view_as(by_source) if self.config.sources else None
         return StepResult(summed[0].float() / count, norm, skipped, told)
 
+    @torch.no_grad()
+    def last_loss(self) -> Tensor:
+        """The loss, as in `StepResult`, of what the model's weights are now on the batch of the last step."""
+        assert self.last is not None, "no step was made yet"
+        total = torch.stack([self._forward(part).total for part in self.last.chunk(self.config.accum_freq)]).sum()
+        return _sum_over_processes(total) / _count_targets(self.last)
+
     def _forward(self, part: Batch) -> LossSums:
         inputs, targets = input_ids(part.tokens[:, :-1]), part.tokens[:, 1:]
         dtype = self.config.autocast
@@ -86,6 +95,11 @@ def _add_by_source(by_source: Tensor, part: Batch, positions: Tensor) -> None:
     assert part.sources is not None, "the loader was not asked for sources"
     rows = torch.stack([positions.double().sum(1), (part.tokens[:, 1:] >= 0).sum(1)])
     by_source.scatter_add_(1, part.sources.expand(2, -1), rows)
+
+
+def _count_targets(batch: Batch) -> Tensor:
+    """Unmasked targets of the global batch, at least 1."""
+    return _sum_over_processes((batch.tokens[:, 1:] >= 0).sum()).clamp(min=1)
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:

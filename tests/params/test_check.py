@@ -89,7 +89,7 @@ def test_contradictions_and_wrong_values_are_told(flags: str, words: str) -> Non
 
 
 def test_all_of_them_at_once() -> None:
-    assert len(problems_of("--epochs", "0", "--lr", "0", "--averagers", "ema_0.9_1", "--epochs-cooldown", "3")) == 4
+    assert len(problems_of("--epochs", "0", "--lr", "0", "--averagers", "ema_1_1", "--epochs-cooldown", "3")) == 4
 
 
 def test_moot_flags_warn_and_say_what_to_use() -> None:
