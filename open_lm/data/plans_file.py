@@ -43,7 +43,8 @@ def about_plan(params: DataParams, data: TrainData) -> dict[str, Any]:
     names = [f.name for f in fields(DataParams) if f.name not in _NO_PART and getattr(params, f.name) != getattr(default, f.name)]
     options = {name: list(value) if isinstance(value := getattr(params, name), tuple) else value for name in names}
     sizes = [None if None in s.files.bytes else sum(filter(None, s.files.bytes)) for s in data.sources]
-    named = source_names([s.name for s in data.sources])
+    patterns = [s.name for s in data.sources]
+    named = source_names(patterns if len(patterns) > 1 else ["/".join(p.partition("::")[0].split("/")[-3:]) for p in patterns])
     return {"data": options, "sources": [{"name": name, "bytes": size} for name, size in zip(named, sizes, strict=True)]}
 
 
