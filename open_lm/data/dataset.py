@@ -10,7 +10,7 @@ import numpy as np
 from open_lm.data.access import Access, access_of
 from open_lm.data.mixing import BLOCK, Mix, whole_shares
 from open_lm.data.plan import Plan, Source
-from open_lm.data.remote_cost import RemoteCost, prepared
+from open_lm.data.remote_cost import RemoteCost, local_lines, prepared
 from open_lm.data.rows import FileOrderRows, PlannedRows, Rows, SyntheticRows
 from open_lm.data.sources import (
     Listing,
@@ -117,6 +117,7 @@ class TrainData:
             )
             line += f", {dropped} tokens of a pass fill no row" if dropped else ""
             lines.append(line + ("" if source.tokenizer else f"; no tokenizer beside it, '<|endoftext|>' is id {source.files.eot_id}"))
+        lines += local_lines(tuple(source.files for source in self.sources), self.plan.seq_len)
         if isinstance(self.rows, PlannedRows) and self.rows.access.cache:
             lines += RemoteCost.of(self.rows.files, self.streams, self.rows.access.cache).log_lines()
         return lines
