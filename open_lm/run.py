@@ -23,6 +23,7 @@ from open_lm.data.batch import Batch
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
 from open_lm.data.loader import Loader, LoaderShape, allowed_processes, check_processes
 from open_lm.data.masks import Masks
+from open_lm.data.plans_file import about_plan, write_plans
 from open_lm.data.source_names import source_names
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.model.attention import Kernel, get_kernel
@@ -34,7 +35,7 @@ from open_lm.params.averagers import parse_averagers
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
 from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
-from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
+from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks, over_processes
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
 from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
@@ -75,6 +76,11 @@ class Job:
     def states(self) -> str:
         """Folder or URL of the run states."""
         return self.params.checkpoint.checkpoint_dir or str(self.folder.checkpoints)
+
+    @property
+    def lost_before(self) -> int:
+        """Rows that the run has lost before it was resumed."""
+        return self.resumed[1].lost_rows if self.resumed else 0
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -184,9 +190,10 @@ def _check_unused(folder: str | None) -> None:
 
 def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
     """The plans and batch sizes of the run. Raises ValueError, in words, where it would not go on as it began."""
+    about = about_plan(params.data, data)
     if state is None:
-        return start_lineage(data.description, batch, config.seq_len)
-    return resume_lineage(state, data.description, config, batch, params.data.new_data_plan)
+        return start_lineage(data.description, batch, config.seq_len, about)
+    return resume_lineage(state, data.description, config, batch, params.data.new_data_plan, about)
 
 
 def data_shape(job: Job) -> LoaderShape:
@@ -216,6 +223,7 @@ def describe(job: Job) -> None:
         "total_steps": length.total_steps,
     }
     write_params(job.folder, resolved)
+    write_plans(job.folder.path, job.lineage.plans, job.lineage.batches, length.total_steps)
     if job.data.tokenizer:
         (job.folder.path / "tokenizer.json").write_text(job.data.tokenizer.json_text, encoding="utf-8")
     if params.log.copy_codebase:
@@ -276,8 +284,9 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, averages
     step = Step(model, optimizer, config, world)
     with ExitStack() as stack:
         tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
-        loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources))
-        states = make_run_states(job, step, averages)
+        before = {"rows_before": job.lineage.first, "lost_before": job.lost_before}
+        loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources, **before))
+        states = make_run_states(job, step, averages, loader)
         callbacks = make_callbacks(job, step, averages, states, loader)
         for callback in callbacks:
             stack.callback(callback.close)
@@ -294,11 +303,11 @@ def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
         yield batch.to(device)
 
 
-def make_run_states(job: Job, step: Step, averages: Averages) -> RunStates:
+def make_run_states(job: Job, step: Step, averages: Averages, loader: Loader) -> RunStates:
     """What saves the run states."""
     params = job.params.checkpoint
     plan = SavePlan.of(params, job.params.batch.epochs)
-    describe, asynchronous = partial(run_state, job), not params.sync_save
+    describe, asynchronous = partial(run_state, job, loader), not params.sync_save
     return RunStates(job.states, plan, step.model, step.optimizer, describe, job.world, asynchronous, averages.tensors)
 
 
@@ -338,8 +347,8 @@ def validation_config(job: Job) -> ValidationConfig:
     )
 
 
-def run_state(job: Job, position: Position) -> RunState:
-    """The plain values of a run state."""
+def run_state(job: Job, loader: Loader, position: Position) -> RunState:
+    """The plain values of a run state. Where rows may be lost, every process must call this."""
     tokenizer = job.data.tokenizer
     return RunState(
         step=position.step,
@@ -356,6 +365,7 @@ def run_state(job: Job, position: Position) -> RunState:
         sequences_per_epoch=job.length.sequences_per_epoch,
         plans=list(job.lineage.plans),
         batches=list(job.lineage.batches),
+        lost_rows=over_processes(loader.lost_rows, job.world.device) if loader.tolerate else job.lost_before,
     )
 
 

@@ -56,6 +56,8 @@ class RunState:
     """The plans of the run, `{"first": number of its first row, "plan": description}`; the last one is `plan`."""
     batches: list[dict[str, int]] = field(default_factory=list)
     """Where each size of batch or row began: step, sequences and tokens before it, global_batch_size, seq_len."""
+    lost_rows: int = 0
+    """Rows that could not be read and were allowed to be lost, on all processes, since the run began."""
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

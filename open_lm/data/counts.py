@@ -113,6 +113,8 @@ def _scanned(folder: Path, shards: Sequence[Path], key: str) -> dict[str, ShardC
     remembered = _read_cache(cache, (int, int, int))
     counts, fresh = {}, 0
     for shard in shards:
+        if not shard.is_file():
+            raise ValueError(f"{shard}: no such file, and no manifest says how many sequences would be lost with it")
         status = shard.stat()
         state = [status.st_size, status.st_mtime_ns]
         if remembered.get(shard.name, [])[:2] != state:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from open_lm.data.access import Access, access_of
 from open_lm.data.mixing import BLOCK, Mix, whole_shares
 from open_lm.data.plan import Plan, Source
-from open_lm.data.remote_cost import RemoteCost, prepared
+from open_lm.data.remote_cost import RemoteCost, local_lines, prepared
 from open_lm.data.rows import FileOrderRows, PlannedRows, Rows, SyntheticRows
 from open_lm.data.sources import (
     Listing,
@@ -117,6 +117,7 @@ class TrainData:
             )
             line += f", {dropped} tokens of a pass fill no row" if dropped else ""
             lines.append(line + ("" if source.tokenizer else f"; no tokenizer beside it, '<|endoftext|>' is id {source.files.eot_id}"))
+        lines += local_lines(tuple(source.files for source in self.sources), self.plan.seq_len)
         if isinstance(self.rows, PlannedRows) and self.rows.access.cache:
             lines += RemoteCost.of(self.rows.files, self.streams, self.rows.access.cache).log_lines()
         return lines
@@ -186,11 +187,12 @@ def _open_sources(params: DataParams, seq_len: int, access: Access) -> tuple[Sha
     sources: list[ShardSource] = []
     for index, name in enumerate(params.train_data or params.dataset_manifest):
         try:
-            listing = list_pattern(flag, name, access) if params.train_data else list_manifest(flag, name)
+            listing = list_pattern(flag, name, access) if params.train_data else list_manifest(flag, name, access.lose_shards)
             if params.train_data and params.dataset_manifest:
                 listing = with_counts(listing, params.dataset_manifest[index])
-            scan = access.scan_remote
-            sources.append(open_source(flag, listing, seq_len=seq_len, key=params.data_key, tokenizer=tokenizer, scan_remote=scan))
+            scan, lose, key = access.scan_remote, access.lose_shards, params.data_key
+            opened = open_source(flag, listing, seq_len=seq_len, key=key, tokenizer=tokenizer, scan_remote=scan, lose_shards=lose)
+            sources.append(opened)
         except (ValueError, OSError) as error:
             found.append(_with_flag(flag, name, error))
     if found:
@@ -249,7 +251,8 @@ def build_validation_data(
         raise UserError([f"--val-data-key: {len(keys)} keys for {len(params.val_data)} sets; give one, or one each"])
     if params.val_num_samples is not None and params.val_num_samples < seq_len:
         raise UserError([f"--val-num-samples {params.val_num_samples}: is in tokens, and less than one row of {seq_len}"])
-    known, access = load_tokenizer(tokenizer) if tokenizer else None, access or Access()
+    known = load_tokenizer(tokenizer) if tokenizer else None
+    access = replace(access or Access(), lose_shards=False, lose_members=False)
     for index, name in enumerate(params.val_data):
         key = keys[min(index, len(keys) - 1)] if keys else None
         try:

@@ -1,7 +1,7 @@
 """What a run folder says about the data of a run: its options, which row each step began at, and the plan in force there.
 
-Read from `params.txt` and `checkpoints/step_*/state.json` as plain text and JSON, without torch. Steps are counted as the log and
-metrics.jsonl count them: step 1 is the first, and `checkpoints/step_<n>` is the state after step n.
+Read from `plans.json`, `params.txt` and `checkpoints/step_*/state.json` as plain text and JSON, without torch. Steps are counted as the log
+and metrics.jsonl count them: step 1 is the first, and `checkpoints/step_<n>` is the state after step n.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from open_lm import storage
+from open_lm.data.plans_file import PlansFile, plans_of, read_plans
 from open_lm.params.data import DataParams
 from open_lm.params.fields import convert, options_of
 
@@ -22,14 +23,14 @@ _LINE = re.compile(r"([a-z][a-z0-9_]*): (.*)")
 
 @dataclass(frozen=True)
 class SavedState:
-    """The part of one state.json that inspection needs; `plans` are pairs of (first row, description), in order."""
+    """The part of one state.json that inspection needs."""
 
     path: Path
     step: int
     sequences: int
     global_batch_size: int
     world_size: int
-    plans: tuple[tuple[int, dict[str, Any]], ...]
+    lineage: PlansFile
     params: dict[str, Any]
     model_config: dict[str, Any]
     eot_id: int | None
@@ -37,7 +38,7 @@ class SavedState:
     @property
     def plan(self) -> dict[str, Any]:
         """The description that was in force when it was saved."""
-        return self.plans[-1][1]
+        return self.lineage.plans[-1]["plan"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,18 @@ class RunHistory:
         folder: of the run.
         params: params.txt as it stands there, text by name.
         states: what is left of its run states, by step.
+        plans_file: of the run folder; None in runs of version 0.2 and before.
     """
 
     folder: Path
     params: Mapping[str, str]
     states: tuple[SavedState, ...]
+    plans_file: PlansFile | None = None
+
+    @property
+    def lineage(self) -> PlansFile | None:
+        """The plans and batch sizes of the run; None where nothing tells them."""
+        return self.plans_file or (self.states[-1].lineage if self.states else None)
 
     @property
     def total_steps(self) -> int | None:
@@ -84,6 +92,14 @@ class RunHistory:
             raise ValueError(f"--step {step}: steps are counted from 1, as in the log")
         if self.total_steps is not None and step > self.total_steps:
             raise ValueError(f"--step {step}: beyond the end; {self.folder} has {self.total_steps} steps")
+        batch = next((b for b in reversed(self.lineage.batches if self.lineage else ()) if b["step"] < step), None)
+        if batch is not None:
+            size = batch["global_batch_size"]
+            return batch["sequences"] + (step - 1 - batch["step"]) * size, size
+        return self._span_by_states(step)
+
+    def _span_by_states(self, step: int) -> tuple[int, int]:
+        """The same from the positions of run states, for runs of version 0.2 and before."""
         step_before, number_before = max(((s.step, s.sequences) for s in self.states if s.step < step), default=(0, 0))
         after = next((s for s in self.states if s.step >= step), None)
         if after is None:
@@ -102,20 +118,23 @@ class RunHistory:
     def plan_at(self, number: int) -> tuple[int, int | None, dict[str, Any] | None]:
         """The plan in force at a row: its first row, the first row of the plan after it (None: the last one), and its description.
 
-        The description is None where no run state is left.
+        The description is None where neither plans.json nor a run state is left.
         """
-        if not self.states:
+        if self.lineage is None:
             return 0, None, None
-        plans = self.states[-1].plans
-        place = max(i for i, (first, _) in enumerate(plans) if first <= number)
-        return plans[place][0], plans[place + 1][0] if place + 1 < len(plans) else None, plans[place][1]
+        plans = self.lineage.plans
+        place = max(i for i, plan in enumerate(plans) if plan["first"] <= number)
+        return plans[place]["first"], plans[place + 1]["first"] if place + 1 < len(plans) else None, plans[place]["plan"]
 
     def data_params(self, description: dict[str, Any] | None) -> DataParams:
-        """The options of the data under which a plan was made: those of a run state with this plan, else of params.txt.
+        """The options of the data under which a plan was made: kept with it, else of a run state with this plan, else of params.txt.
 
         Raises:
             ValueError: neither is there, or an option can't be read.
         """
+        kept = next((p["data"] for p in (self.lineage.plans if self.lineage else ()) if p["plan"] == description and "data" in p), None)
+        if kept is not None:
+            return _data_params(kept)
         with_it = next((s for s in reversed(self.states) if s.plan == description), None)
         values: Mapping[str, Any] = self.params or (self.states[-1].params if self.states else {})
         if with_it is not None:
@@ -158,7 +177,7 @@ def read_history(run: str | Path) -> RunHistory:
     states = sorted((s for s in found if s is not None), key=lambda s: s.step)
     if not params and not states:
         raise ValueError(f"--run {run}: is no run folder; neither params.txt nor checkpoints/step_*/state.json is there")
-    return RunHistory(folder, params, tuple(states))
+    return RunHistory(folder, params, tuple(states), read_plans(str(folder)))
 
 
 def _read_params(path: Path) -> dict[str, str]:
@@ -172,14 +191,13 @@ def _read_state(path: Path) -> SavedState | None:
     """None for one that is not whole: the others may still tell."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        plans = tuple((int(p["first"]), dict(p["plan"])) for p in values.get("plans") or [{"first": 0, "plan": values["plan"]}])
         return SavedState(
             path=path.parent,
             step=int(values["step"]),
             sequences=int(values["sequences"]),
             global_batch_size=int(values["global_batch_size"]),
             world_size=int(values.get("world_size", 1)),
-            plans=plans,
+            lineage=plans_of(values),
             params=dict(values["params"]),
             model_config=dict(values["model_config"]),
             eot_id=(values.get("tokenizer") or {}).get("eot_id"),

@@ -174,12 +174,14 @@ class Loader:
         masks: of targets and documents, for training data.
         sources: give the source of each row as well.
         tolerate: share of this process's rows of the whole run that may be lost, where `rows` masks what can't be read.
+        rows_before: of the run, that come before the number 0.
+        lost_before: rows of the run that were lost before `shape.start`, on all processes.
 
     Attributes:
         next_number: number of the first row of the next batch.
         wait_seconds: time that the caller has waited for batches.
         tolerate: as given.
-        lost_rows: rows of this process that could not be read and are fully masked.
+        lost_rows: rows that could not be read and are fully masked: of this process, with its part of `lost_before`.
         fetched_bytes: that this process and its workers brought from elsewhere.
 
     Raises:
@@ -194,6 +196,8 @@ class Loader:
         tolerate: float = 0.0,
         masks: Masks = NO_MASKS,
         sources: bool = False,
+        rows_before: int = 0,
+        lost_before: int = 0,
     ):
         check_processes(shape.world_size, shape.global_batch_size, shape.streams)
         if workers < 0:
@@ -204,7 +208,8 @@ class Loader:
             idle = workers - self.workers
             _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
         self.next_number, self.wait_seconds = shape.start, 0.0
-        self.tolerate, self.lost_rows, self._why = tolerate, 0, ""
+        self.tolerate, self._rows_before, self._why = tolerate, rows_before, ""
+        self.lost_rows = len(range(shape.rank, lost_before, shape.world_size))
         self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
         self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape, self._contents))
@@ -267,7 +272,7 @@ class Loader:
             self._why = why
         self.lost_rows += lost.rows
         end = self._shape.stop or self.next_number + self._shape.global_batch_size
-        rows = end // self._shape.world_size
+        rows = (self._rows_before + end) // self._shape.world_size
         if self.lost_rows > self.tolerate * rows:
             self.close()
             raise ValueError(

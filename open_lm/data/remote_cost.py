@@ -1,4 +1,4 @@
-"""What reading shards from elsewhere takes: room in the cache, and bytes fetched over bytes used. Told before training starts."""
+"""What reading takes: bytes read over bytes used, and for shards from elsewhere room in the cache. Told before training starts."""
 
 from __future__ import annotations
 
@@ -71,3 +71,24 @@ class RemoteCost:
             remedy = "give a larger --data-cache-size or fewer --data-streams"
             lines.append(f"data: these do not fit into it, and shards will be fetched again and again; {remedy}")
         return lines
+
+
+def local_lines(files: tuple[ShardFiles, ...], seq_len: int) -> list[str]:
+    """For the start of the log: what is read of shards that lie here, a line for each way of reading."""
+    found: dict[str, tuple[int, int]] = {}
+    for one in files:
+        elsewhere = set(one.remote)
+        here = [i for i in range(len(one.paths)) if i not in elsewhere]
+        rows = (one.tokens - 1) // seq_len
+        how = "each row by itself: about 1 byte is read for each that is used"
+        if one.key != "npy" and rows == 1:
+            how = "each sequence, which is a row, by itself: about 1 byte is read for each that is used"
+        elif one.key != "npy":
+            how = f"a sequence as a whole for a row of it: 1 to {rows} bytes are read for each that is used"
+        shards, size = found.get(how, (0, 0))
+        found[how] = shards + len(here), size + sum(one.bytes[i] or 0 for i in here)
+    return [
+        f"data: {shards} shards ({size / 1e9:.2f} GB) are here and are read {how}, with any number of streams"
+        for how, (shards, size) in found.items()
+        if shards
+    ]

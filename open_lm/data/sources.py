@@ -27,6 +27,8 @@ from open_lm.tokenizer import Tokenizer, load_tokenizer
 OPENLM_EOT_ID = 0
 """What `'<|endoftext|>'` means without a tokenizer: its id in GPT-NeoX-20B, whose shards OpenLM writes with this string."""
 _MANY = 1000
+_TRIED = 16
+"""Shards that are looked into for one that can be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +86,12 @@ def _list_part(flag: str, pattern: str, part: str, access: Access) -> _Found:
             raise ValueError(f"{flag} {pattern}: runs a command on this machine; give --allow-pipe if it is yours")
         return [(Remote(command), None) for command in storage.expand_braces(part)]
     if is_elsewhere(part):
-        return _list_remote(flag, pattern, part)
+        return _list_remote(flag, pattern, part, access.lose_shards)
     found = [storage.local_path(url) for url in storage.expand(part)] if part else []
     absent = _first_absent(found)
-    if absent is not None:
-        if absent.is_dir():
-            raise ValueError(f"{flag} {pattern}: {absent} is a folder; give {absent}/*.tar")
+    if absent is not None and absent.is_dir():
+        raise ValueError(f"{flag} {pattern}: {absent} is a folder; give {absent}/*.tar")
+    if absent is not None and not access.lose_shards:
         raise ValueError(f"{flag} {pattern}: no file {absent}; check the pattern and its first and last number")
     return [(shard, None) for shard in found]
 
@@ -116,13 +118,15 @@ def _files_in(folder: str) -> set[str]:
         return set()
 
 
-def _list_remote(flag: str, pattern: str, part: str) -> _Found:
+def _list_remote(flag: str, pattern: str, part: str, lose_shards: bool) -> _Found:
     """The shards of a part in a store; a web server isn't asked, since that takes a request for each."""
     if part.startswith(("http://", "https://")):
         return [(Remote(url), None) for url in storage.expand(part)]
     try:
         found = storage.list_files(part)
     except FileNotFoundError as error:
+        if lose_shards and "*" not in part:
+            return [(Remote(url), None) for url in storage.expand_braces(part)]
         raise ValueError(f"{flag} {pattern}: {error}; check the pattern and its first and last number") from None
     for stored in found:
         if "*" not in part and stored.url.startswith(part.rstrip("/") + "/"):
@@ -130,16 +134,16 @@ def _list_remote(flag: str, pattern: str, part: str) -> _Found:
     return [(Remote(stored.url), stored) for stored in found]
 
 
-def list_manifest(flag: str, place: str) -> Listing:
+def list_manifest(flag: str, place: str, lose_shards: bool = False) -> Listing:
     """The shards of a manifest.jsonl, or of the one in a folder, local or behind an url; they lie beside it.
 
     Raises:
-        ValueError: no such manifest, or it names a local file that is not there.
+        ValueError: no such manifest, or it names a local file that is not there, unless shards may be lost.
     """
     manifest = place if place.endswith(".jsonl") or not _is_folder(place) else storage.join(place, MANIFEST)
     entries = read_manifest(manifest)
     shards = tuple(place_of(shard_url(manifest, entry)) for entry in entries)
-    absent = _first_absent([shard for shard in shards if isinstance(shard, Path)])
+    absent = None if lose_shards else _first_absent([shard for shard in shards if isinstance(shard, Path)])
     if absent is not None:
         raise ValueError(f"{flag} {place}: names {absent}, which is not there; a manifest lies beside its shards")
     return Listing(place, shards, (0,) * len(shards), tuple(counts.of_entry(entry) for entry in entries))
@@ -163,7 +167,14 @@ def with_counts(listing: Listing, manifest: str) -> Listing:
 
 
 def open_source(
-    flag: str, listing: Listing, *, seq_len: int, key: str | None, tokenizer: Tokenizer | None, scan_remote: bool = False
+    flag: str,
+    listing: Listing,
+    *,
+    seq_len: int,
+    key: str | None,
+    tokenizer: Tokenizer | None,
+    scan_remote: bool = False,
+    lose_shards: bool = False,
 ) -> ShardSource:
     """Find out what a source's shards hold.
 
@@ -172,14 +183,13 @@ def open_source(
         key: extension of the token members; None finds it in the first sample.
         tokenizer: None looks beside the shards.
         scan_remote: read shards elsewhere that no manifest names, to count them.
+        lose_shards: where the first shard can't be read, another one tells what they hold.
 
     Raises:
         ValueError: not a shard, one elsewhere that no manifest names, no sequence, sequences too short, or of two lengths; one line.
     """
     try:
-        first = next(stream.samples(listing.shards), None)
-        if first is None:
-            raise ValueError(f"{listing.shards[0]}: holds no sequence")
+        first = _first_sample(listing.shards, lose_shards)
         key = key or token_extension(first.members, first.shard)
         tokenizer = tokenizer or _tokenizer_beside(listing.shards[0])
         known = listing.counts or tuple(counts.count_shards(listing.shards, key, scan_remote))
@@ -206,6 +216,20 @@ def open_source(
     sums, stamps = tuple(c.sha256 for c in known), tuple(s.stamp if s else "" for s in stored)
     files = stream.ShardFiles(listing.shards, key, sequences, sizes, tokens, eot_id, sums, stamps)
     return ShardSource(listing.name, files, np.array(listing.parts), tokenizer)
+
+
+def _first_sample(shards: Sequence[Place], lose_shards: bool) -> stream.Sample:
+    """The first sample of some shards; where they may be lost, of the first shard among `_TRIED` that can be read."""
+    why: Exception | None = None
+    for group in [[shard] for shard in shards[:_TRIED]] if lose_shards else [shards]:
+        try:
+            first = next(stream.samples(group), None)
+        except (ValueError, OSError) as error:
+            why = why or error
+            continue
+        if first is not None:
+            return first
+    raise why or ValueError(f"{shards[0]}: holds no sequence")
 
 
 def _length(sample: stream.Sample, key: str, eot_id: int) -> int:

@@ -28,12 +28,12 @@ MOOT = {
     "--trace": "use --torchcompile",
     "--fsdp-checkpoint": "use --grad-checkpointing",
     "--use-bnb-linear": "use --precision amp_bfloat16",
+    "--data-tolerate-num-ckpts": "--data-tolerate-error-p is a share of the whole run, over every resume",
     "--distill-*": "distillation is not part of this project; --pretrained starts from a checkpoint",
 }
 """Flags of OpenLM that are accepted and ignored, with what to use instead."""
 
 _NOT_YET = {
-    "data_tolerate_num_ckpts": "is not built yet; --data-tolerate-error-p is a share of the whole run",
     "val_seq_ci": "confidence intervals are not built yet",
     "val_tok_ci": "confidence intervals are not built yet",
     "val_max_pop_ci": "confidence intervals are not built yet",

@@ -65,9 +65,8 @@ class DataParams:
     ignore_parse_errors: bool = False
     """Members that can't be read count as lost rows, fully masked, within --data-tolerate-error-p."""
     data_tolerate_error_p: float = 0.0
-    """Share of a process's rows that may be lost to shards that can't be read; their rows are fully masked. Above it the run stops."""
-    data_tolerate_num_ckpts: int = 0
-    """Checkpoints that may pass with such a loss."""
+    """Share of a process's rows of the whole run that may be lost to shards that can't be read; their rows are fully masked. Above it the
+    run stops."""
     new_data_plan: bool = False
     """With --resume: go on with other data, seed, mix or sequence length from here on, where they would be refused."""
 

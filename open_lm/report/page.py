@@ -10,11 +10,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 from open_lm import storage
-from open_lm.report import pictures
+from open_lm.report import data_table, pictures
+from open_lm.report.data import DataView
+from open_lm.report.data_pictures import draw_data, panels_of
 from open_lm.report.run import RunLog, Scores, Validation
 
 _STYLE = """
@@ -69,18 +72,27 @@ def _pictures(report: Report) -> dict[str, Callable[[Path], None]]:
     }
     if any(report.scores.values()):
         found["scores"] = lambda path: pictures.draw_scores(path, report.scores, report.chance)
+    for number, run in enumerate(report.runs):
+        if panels_of(run.data):
+            found[_data_picture(number)] = partial(draw_data, view=run.data)
     return found
+
+
+def _data_picture(number: int) -> str:
+    return "data" if number == 0 else f"data {number + 1}"
 
 
 def render_page(report: Report, page: Path, drawn: Mapping[str, Path]) -> str:
     """The HTML; `drawn` are the pictures' files by what they show."""
     title = report.title or ", ".join(run.name for run in report.runs)
     parts = [f"<h1>{_text(title)}</h1>", _summary(report.runs), "<h2>Training</h2>", _notes(report.runs)]
-    parts += [_image(drawn[what], f"{what} over training tokens") for what in drawn if what != "scores"]
+    parts += [_image(drawn[what], f"{what} over training tokens") for what in drawn if what != "scores" and not what.startswith("data")]
     if any(v for run in report.runs for v in run.validations):
         parts += ["<h2>Validation</h2>", _validation_table(report.runs)]
     if "scores" in drawn:
         parts += ["<h2>Scores</h2>", _image(drawn["scores"], "scores"), _score_table(report.scores, report.chance)]
+    for number, run in enumerate(report.runs):
+        parts += _data_section(run.data, drawn.get(_data_picture(number)), len(report.runs) > 1)
     if report.samples.strip():
         parts += ["<h2>Samples</h2>", f"<pre>{_text(report.samples.strip(chr(10)))}</pre>"]
     parts += ["<h2>Files</h2>", _files(report.runs, page)]
@@ -173,11 +185,27 @@ def _score_table(scores: Scores, chance: Mapping[str, float]) -> str:
     return _table(["task", "right", "95 %", "chance", "questions", "seconds", "checkpoint"], rows)
 
 
+def _data_section(view: DataView, picture: Path | None, several_runs: bool) -> list[str]:
+    """What one run read."""
+    parts = [f"<h2>{_text(f'Data of {view.name}' if several_runs else 'Data')}</h2>"]
+    parts.append("<ul>" + "".join(f"<li>{_text(line)}</li>\n" for line in data_table.summary(view)) + "</ul>")
+    for plan in view.plans:
+        parts.append(f'<p class="note">{_text(data_table.plan_title(plan))}</p>')
+        if plan.sources:
+            parts.append(_table(data_table.PLAN_HEAD, data_table.plan_rows(view, plan)))
+    if picture:
+        parts.append(_image(picture, "what was read over training tokens"))
+    if view.steps:
+        head, rows = data_table.time_table(view)
+        parts.append(_table(*data_table.as_columns(head, rows) if len(head) > len(rows) + 1 else (head, rows)))
+    return parts
+
+
 def _files(runs: Sequence[RunLog], page: Path) -> str:
     """Links to what lies in the run folders, relative to the page."""
     items = []
     for run in runs:
-        for name in ("metrics.jsonl", "params.txt", "out.log", "checkpoints", "tensorboard"):
+        for name in ("metrics.jsonl", "params.txt", "plans.json", "out.log", "checkpoints", "tensorboard"):
             target = run.folder / name
             if target.exists():
                 link = os.path.relpath(target.resolve(), page.resolve().parent)

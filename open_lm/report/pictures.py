@@ -22,7 +22,8 @@ _MANY_POINTS = 150
 """Log steps beyond which a curve is shown smoothed, over its pale points."""
 
 
-def _colour(index: int) -> str:
+def colour(index: int) -> str:
+    """Of the line number `index`."""
     return _COLOURS[index % len(_COLOURS)]
 
 
@@ -41,11 +42,32 @@ def _draw(path: Path, draw: Callable[[Axes], None], height: float = 3.8) -> None
         figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
+def draw_panels(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
+    """One picture of panels above each other that share their horizontal axis."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}):
+        figure = Figure(figsize=(8, 0.5 + 2.3 * panels), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+        for one in axes:
+            one.grid(True, color="#e4e4e4", linewidth=0.8)
+        draw(axes)
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def token_unit(largest: float) -> tuple[float, str]:
+    """The unit for an axis of tokens, and its name."""
+    return next(((u, n) for u, n in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")) if largest >= u), (1.0, ""))
+
+
 def _tokens_axis(axes: Axes, runs: Sequence[RunLog]) -> None:
     from matplotlib.ticker import FuncFormatter
 
     largest = max((s.tokens for run in runs for s in run.steps if math.isfinite(s.tokens)), default=0.0)
-    unit, name = next(((u, n) for u, n in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")) if largest >= u), (1.0, ""))
+    unit, name = token_unit(largest)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     axes.set_xlabel(f"training tokens ({name})" if name else "training tokens")
     axes.set_xlim(left=0)
@@ -68,9 +90,9 @@ def _curve(axes: Axes, run: RunLog, index: int, value: Callable[[LogStep], float
     x, y = [s.tokens for s in run.steps], [value(s) for s in run.steps]
     marker = "." if len(x) <= 30 else ""
     if smooth and len(x) > _MANY_POINTS:
-        axes.plot(x, y, color=_colour(index), linewidth=0.7, alpha=0.25)
+        axes.plot(x, y, color=colour(index), linewidth=0.7, alpha=0.25)
         y = smoothed(y, max(5, len(y) // 40))
-    axes.plot(x, y, color=_colour(index), linewidth=1.8, marker=marker, label=run.name)
+    axes.plot(x, y, color=colour(index), linewidth=1.8, marker=marker, label=run.name)
 
 
 def _resumes(axes: Axes, runs: Sequence[RunLog]) -> None:
@@ -78,7 +100,7 @@ def _resumes(axes: Axes, runs: Sequence[RunLog]) -> None:
     label: str | None = "resumed"
     for index, run in enumerate(runs):
         for tokens in run.resumed_at:
-            axes.axvline(tokens, color=_colour(index), linestyle=(0, (2, 2)), linewidth=1.5, label=label)
+            axes.axvline(tokens, color=colour(index), linestyle=(0, (2, 2)), linewidth=1.5, label=label)
             label = None
 
 
@@ -99,7 +121,7 @@ def draw_loss(path: Path, runs: Sequence[RunLog]) -> None:
                 name = f"{run.name}, validation" if len(runs) > 1 else "validation"
                 label = name if len(run.last_validations()) == 1 else f"{name} {number + 1}"
                 style: dict[str, Any] = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 8, "linestyle": "none"}
-                axes.plot(*zip(*points), color=_colour(index), markeredgecolor="white", zorder=3, label=label, **style)
+                axes.plot(*zip(*points), color=colour(index), markeredgecolor="white", zorder=3, label=label, **style)
         _resumes(axes, runs)
         _tokens_axis(axes, runs)
         axes.set_ylabel("loss (nats per token)")
@@ -165,7 +187,7 @@ def draw_scores(path: Path, scores: Scores, chance: Mapping[str, float]) -> None
                     score, y = by_task[task], row - 0.4 + thickness * (index + 0.5)
                     label = tail(checkpoint) if row == tasks.index(next(iter(by_task))) else None
                     half = 100 * half_interval(score.accuracy, score.questions)
-                    axes.barh(y, 100 * score.accuracy, thickness * 0.86, color=_colour(index), alpha=0.85, label=label)
+                    axes.barh(y, 100 * score.accuracy, thickness * 0.86, color=colour(index), alpha=0.85, label=label)
                     axes.errorbar(100 * score.accuracy, y, xerr=half, color="#333333", capsize=3, linewidth=1.2)
                     axes.text(100 * score.accuracy + half + 1.2, y, f"{100 * score.accuracy:.1f}", va="center")
         label = "chance"

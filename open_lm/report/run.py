@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from open_lm.report.data import DataView, read_data
+
 _PARAMETERS = re.compile(r" \| Model .*: ([\d,]+) parameters$", re.MULTILINE)
 _RESUMED = re.compile(r" \| Resumed from .*: step \d+, \d+ sequences, (\d+) tokens$", re.MULTILINE)
 
@@ -61,6 +63,8 @@ class RunLog:
     bad_lines: int
     parameters: int | None
     """Of the model; None where out.log doesn't say."""
+    data: DataView
+    """What it read."""
 
     def median_tokens_per_second(self) -> float:
         """Over the log steps; nan where none is known. The first, which includes the start-up, weighs no more than the others."""
@@ -126,7 +130,8 @@ def read_run(folder: str | Path) -> RunLog:
     resumed = tuple(float(tokens) for tokens in _RESUMED.findall(text)) or resumed
     counts = _PARAMETERS.findall(text)
     parameters = int(counts[-1].replace(",", "")) if counts else None
-    return RunLog(path.resolve().name, path, _read_params(path / "params.txt"), steps, _validations(lists), resumed, bad, parameters)
+    told, data = _read_params(path / "params.txt"), read_data(str(path.resolve()))
+    return RunLog(path.resolve().name, path, told, steps, _validations(lists), resumed, bad, parameters, data)
 
 
 def _is_log_step(value: Any) -> bool:

@@ -22,11 +22,16 @@ from open_lm.train.step import StepResult
 
 
 class Waits(Protocol):
-    """Something that counts how long it was waited for, and the rows of this process that were lost, where any may be."""
+    """Something that counts for its process: how long it was waited for, rows that were lost, where any may be, and bytes fetched."""
 
     wait_seconds: float
     lost_rows: int
     tolerate: float
+
+    @property
+    def fetched_bytes(self) -> int:
+        """So far, from elsewhere."""
+        ...
 
 
 class Sink(Protocol):
@@ -131,8 +136,8 @@ class MetricsLog(Nothing):
     """Reads the device every --log-every-n-steps steps, and tells every sink. On every process, since reading must be done by all.
 
     With `source_names`, `loss/<name>` is the mean cross-entropy, without z-loss, over the targets of a source in the steps since the
-    last log step; a source that had none in them is left out.
-    `more` gives further numbers for a log step.
+    last log step, `targets/<name>` their number; a source that had none in them has no loss. `data_wait_seconds` is that of the process
+    that waited longest, out of `seconds`; `fetched_bytes` and `lost_rows` are summed over the processes. `more` gives further numbers.
     """
 
     def __init__(
@@ -147,7 +152,7 @@ class MetricsLog(Nothing):
     ):
         self.more = more
         self.sinks, self.every, self.length, self.waits, self.source_names = sinks, every, length, waits, source_names
-        self.since, self.before, self.waited = time.perf_counter(), start, 0.0
+        self.since, self.before, self.waited, self.fetched = time.perf_counter(), start, 0.0, 0
         self.bad_steps: list[Tensor] = []
         self.by_source: Tensor | None = None
 
@@ -160,7 +165,9 @@ class MetricsLog(Nothing):
             return
         loss, grad_norm = float(result.loss), float(result.grad_norm)
         skipped = int(torch.stack(self.bad_steps).sum())
-        now, waited = time.perf_counter(), self.waits.wait_seconds
+        now, waited, fetched = time.perf_counter(), self.waits.wait_seconds, self.waits.fetched_bytes
+        mine = (round(1e6 * (waited - self.waited)), fetched - self.fetched, self.waits.lost_rows)
+        waits, fetches, losses = zip(*_of_all_processes(mine, result.loss.device))
         metrics = {
             "step": position.step,
             "epoch": position.epoch,
@@ -169,13 +176,16 @@ class MetricsLog(Nothing):
             "lr": position.lr,
             "grad_norm": grad_norm,
             "tokens_per_second": (position.tokens - self.before.tokens) / (now - self.since),
-            "data_wait_seconds": waited - self.waited,
+            "seconds": now - self.since,
+            "data_wait_seconds": max(waits) / 1e6,
             **self._source_losses(),
             **self.more(),
         }
         if self.waits.tolerate:
-            metrics["lost_rows"] = _over_processes(self.waits.lost_rows, result.loss.device)
-        self.since, self.before, self.waited, self.bad_steps, self.by_source = now, position, waited, [], None
+            metrics["lost_rows"] = sum(losses)
+        if any(fetches):
+            metrics["fetched_bytes"] = sum(fetches)
+        self.since, self.before, self.waited, self.fetched, self.bad_steps, self.by_source = now, position, waited, fetched, [], None
         if skipped:
             logging.warning(f"{skipped} of the last steps had a gradient that is not finite; their updates were left out")
         for sink in self.sinks:
@@ -186,7 +196,8 @@ class MetricsLog(Nothing):
         if self.by_source is None:
             return {}
         sums, counts = self.by_source.tolist()
-        return {f"loss/{name}": nats / n for name, nats, n in zip(self.source_names, sums, counts, strict=True) if n}
+        told = {f"loss/{name}": nats / n for name, nats, n in zip(self.source_names, sums, counts, strict=True) if n}
+        return told | {f"targets/{name}": int(n) for name, n in zip(self.source_names, counts, strict=True)}
 
     def validated(self, metrics: Mapping[str, Any], step: int) -> None:
         """Tell every sink about a validation."""
@@ -199,12 +210,19 @@ class MetricsLog(Nothing):
             sink.close()
 
 
-def _over_processes(count: int, device: torch.device) -> int:
+def _of_all_processes(counts: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Some whole numbers of each process; all must ask for them."""
+    if not dist.is_initialized():
+        return [list(counts)]
+    mine = torch.tensor(counts, device=device)
+    found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, mine)
+    return torch.stack(found).tolist()
+
+
+def over_processes(count: int, device: torch.device) -> int:
     """The sum of a count of each process; all must ask for it."""
-    total = torch.tensor(count, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return int(total)
+    return sum(one for (one,) in _of_all_processes([count], device))
 
 
 def _log_line(m: Mapping[str, Any], length: RunLength) -> str:

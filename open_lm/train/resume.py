@@ -45,12 +45,14 @@ class Lineage:
         return replace(length, first_step=last["step"], sequences_before=before, sequences_per_schedule_step=unit)
 
 
-def start_lineage(description: dict[str, Any], global_batch_size: int, seq_len: int) -> Lineage:
-    """Of a run that begins."""
-    return Lineage(({"first": 0, "plan": description},), (_batch(0, 0, 0, global_batch_size, seq_len),))
+def start_lineage(description: dict[str, Any], global_batch_size: int, seq_len: int, about: dict[str, Any] | None = None) -> Lineage:
+    """Of a run that begins. `about`: the rest of a plan's entry; see `data.plans_file`."""
+    return Lineage(({"first": 0, "plan": description, **(about or {})},), (_batch(0, 0, 0, global_batch_size, seq_len),))
 
 
-def resume_lineage(state: RunState, description: dict[str, Any], config: ModelConfig, batch: int, new_plan: bool) -> Lineage:
+def resume_lineage(
+    state: RunState, description: dict[str, Any], config: ModelConfig, batch: int, new_plan: bool, about: dict[str, Any] | None = None
+) -> Lineage:
     """Of a run that goes on from a state.
 
     Args:
@@ -58,6 +60,7 @@ def resume_lineage(state: RunState, description: dict[str, Any], config: ModelCo
         config: of the model that the options make now.
         batch: global batch size from here on.
         new_plan: --new-data-plan.
+        about: the rest of a plan's entry; see `data.plans_file`.
 
     Raises:
         ValueError: with every difference that is not allowed, in words.
@@ -67,10 +70,10 @@ def resume_lineage(state: RunState, description: dict[str, Any], config: ModelCo
     plans = tuple(state.plans) or ({"first": 0, "plan": state.plan},)
     notes = []
     if data:
-        plans = (*plans, {"first": state.sequences, "plan": description})
+        plans = (*plans, {"first": state.sequences, "plan": description, **(about or {})})
         notes.append(f"--new-data-plan: from sequence {state.sequences} on, after step {state.step}: {'; '.join(data)}")
     else:  # the same plan, though it may be described in more detail than an older version did
-        plans = (*plans[:-1], {**plans[-1], "plan": description})
+        plans = (*plans[:-1], {**plans[-1], "plan": description, **(about or {})})
     batches = tuple(state.batches) or (_batch(0, 0, 0, state.global_batch_size, int(state.plan["seq_len"])),)
     now = _batch(state.step, state.sequences, state.tokens, batch, config.seq_len)
     if _sizes(now) != _sizes(batches[-1]):

@@ -273,6 +273,8 @@ def test_without_provenance_or_run_states_the_rest_is_shown_with_a_note(place: P
     given = trained("run", *MIXES["one source"])
     shutil.rmtree("a/16-v1/provenance")
     shutil.rmtree("logs/run/checkpoints")
+    assert "no run state" not in str(batch("logs/run", 2).notes)  # plans.json is left
+    Path("logs/run/plans.json").unlink()
     found = batch("logs/run", 2)
     assert np.array_equal(found.tokens, given[BATCH])
     assert [row.pieces for row in found.rows] == [None] * BATCH
@@ -285,34 +287,72 @@ def test_without_params_txt_a_run_state_is_enough(place: Place, trained: Any) ->
     assert np.array_equal(batch("logs/run", 13).tokens, given[12 * BATCH])
 
 
-def edit_state(path: Path, **values: Any) -> None:
-    state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**state, **values}))
+def test_a_run_that_changed_batch_and_data_is_shown_as_it_was_at_each_step(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[np.ndarray] = []
+    give = Loader.__iter__
+
+    def recorded(self: Loader) -> Iterator[Any]:
+        for one in give(self):
+            given.append(one.tokens.numpy().copy())
+            yield one
+
+    def train(*more: str) -> None:
+        from open_lm.main import main
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loader, "__iter__", recorded)
+            assert main(place.flags("run", *more)) == 0
+
+    def cut(step: int) -> None:
+        """As if the run had been killed after a step, with nothing but its last run state left."""
+        for path in Path("logs/run/checkpoints").iterdir():
+            if path.name != f"step_{step}":
+                path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+        del given[step:]
+
+    save = ("--save-every-steps", "1")
+    train(*MIXES["one source"], *save)
+    cut(4)
+    train(*MIXES["one source"], *save, "--resume", "latest", "--global-batch-size", "12")
+    cut(7)
+    more = ("--resume", "latest", "--global-batch-size", "18", "--new-data-plan", "--seed", "3")
+    train(*MIXES["two sources"], *save, *more)
+    last = len(given)
+    assert [len(tokens) for tokens in given] == [6] * 4 + [12] * 3 + [18] * (last - 7) and last == 10  # 120 = 24 + 36 + 3 x 18 + 6
+    for path in Path("logs/run/checkpoints").glob("step_*"):  # of the older plans and batches nothing else is left
+        if path.name != f"step_{last}":
+            shutil.rmtree(path)
+
+    def shown() -> None:
+        run = RunData("logs/run")
+        for step, tokens in enumerate(given, 1):
+            assert np.array_equal(run.batch(step).tokens, tokens)
+        for first, end in ((1, 5), (5, 8), (8, last + 1)):
+            rows = [[[r.source, r.shard, r.row] for r in run.batch(step).rows] for step in range(first, end)]
+            assert run.order(first, end).tolist() == rows
+        with pytest.raises(ValueError, match="--steps 3:6: the global batch size changes at step 5"):
+            run.order(3, 6)
+
+    shown()
+    kept = Path("logs/run/plans.json").read_text()
+    Path("logs/run/plans.json").unlink()
+    shown()
+    Path("logs/run/plans.json").write_text(kept)
+    shutil.rmtree("logs/run/checkpoints")
+    Path("logs/run/params.txt").write_text("vocab_size: 300\n")
+    shown()
 
 
-def test_a_run_that_changed_its_data_is_shown_with_the_plan_of_each_step(place: Place, trained: Any) -> None:
-    before, after = trained("run", *MIXES["one source"]), trained("other", *MIXES["two sources"], "--seed", "3")
-    old, new = (read_history(f"logs/{name}").states[-1] for name in ("run", "other"))
-    first = 10 * BATCH
-    plans = [{"first": 0, "plan": old.plan}, {"first": first, "plan": new.plan}]
-    edit_state(Path("logs/run/checkpoints/step_20"), plans=plans, plan=new.plan, params=new.params)
-    run = RunData("logs/run")
-    assert np.array_equal(run.batch(10).tokens, before[9 * BATCH])
-    assert np.array_equal(run.batch(11).tokens, after[0])
-    assert np.array_equal(run.batch(20).tokens, after[9 * BATCH])
-    across = run.order(8, 14)
-    assert np.array_equal(across[:3], run.order(8, 11)) and np.array_equal(across[3:], run.order(11, 14))
-    assert across.tolist() == [[[r.source, r.shard, r.row] for r in run.batch(step).rows] for step in range(8, 14)]
-
-
-def test_steps_are_counted_on_over_a_change_of_the_batch_size(place: Place, trained: Any) -> None:
+def test_steps_of_a_run_of_version_0_2_are_counted_by_its_run_states(place: Place, trained: Any) -> None:
     trained("run", *MIXES["one source"])
+    Path("logs/run/plans.json").unlink()
     checkpoints = Path("logs/run/checkpoints")
-    edit_state(checkpoints / "step_20", global_batch_size=12, sequences=10 * 6 + 10 * 12)
+    for path, values in ((checkpoints / "step_10", {}), (checkpoints / "step_20", {"global_batch_size": 12, "sequences": 60 + 120})):
+        state = json.loads((path / "state.json").read_text())
+        del state["plans"], state["batches"]
+        (path / "state.json").write_text(json.dumps({**state, **values}))
     history = read_history("logs/run")
     assert [history.span(step) for step in (1, 10, 11, 20)] == [(0, 6), (54, 6), (60, 12), (168, 12)]
-    with pytest.raises(ValueError, match="--steps 9:13: the global batch size changes at step 11"):
-        RunData("logs/run").order(9, 13)
     shutil.rmtree(checkpoints / "step_10")
     with pytest.raises(ValueError, match="--step 5: the global batch size changed between steps 0 and 20"):
         read_history("logs/run").span(5)

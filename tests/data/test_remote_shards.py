@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from open_lm.data import stream
+from open_lm.data.access import access_of
 from open_lm.data.dataset import TrainData, build_train_data, build_validation_data
 from open_lm.data.loader import MASKED, Loader, LoaderShape, validation_shape
 from open_lm.data.places import Remote
@@ -180,7 +182,7 @@ def test_a_command_that_fails_or_hangs_is_told(how: str, write_shards: Write, mo
 # what networks do
 
 
-@pytest.mark.parametrize("fault", [500, 503, "reset", "truncate", "stall"])
+@pytest.mark.parametrize("fault", [500, 503, "reset", "truncate", "stall", "slow"])
 def test_faults_that_pass_change_nothing(fault: int | str, remote, faults, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENLM_STORAGE_TIMEOUT", "0.3")
     url, folder = remote
@@ -188,7 +190,7 @@ def test_faults_that_pass_change_nothing(fault: int | str, remote, faults, monke
     for name in ("shard-0000", "shard-0002"):
         faults.add(fault, times=2, method="GET", path=name, seconds=0.6)
     assert torch.equal(rows(data), rows(build(f"{folder}/*.tar")))
-    assert not any(planned.times for planned in faults.plan)
+    assert {planned.times for planned in faults.plan} == {1 if fault == "slow" else 0}  # a body that comes slowly is not asked for again
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=many_processes)])
@@ -220,6 +222,54 @@ def test_openlm_defect_9_a_missing_shard_stops_the_run_or_is_lost_within_the_sha
     strict = build_train_data(DataParams(dataset_manifest=params.dataset_manifest), seq_len=4, vocab_size=10_000, global_batch_size=8)
     with pytest.raises(ValueError, match=r"shard-0002\.tar: no such file$"):
         rows(strict)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_shards_that_are_gone_or_broken_at_the_start_are_lost_too(elsewhere: bool, s3, write_shards: Write) -> None:
+    folder = with_manifest(write_shards([12] * 4))
+    local = rows(build(f"{folder}/*.tar"))
+    (folder / "shard-0000.tar").write_bytes(b"no tar" * 2000)
+    (folder / "shard-0002.tar").unlink()
+    place = put(s3, folder) if elsewhere else str(folder)
+    pattern = f"{place}/shard-{{0000..0003}}.tar"
+    for options in ({"train_data": (pattern,)}, {"dataset_manifest": (f"{place}/manifest.jsonl",)}):
+        how = {"seq_len": 4, "vocab_size": 10_000, "global_batch_size": 8}
+        data = build_train_data(DataParams(**options, data_tolerate_error_p=0.5), **how)
+        gone = ((local[:, 0] < 12) | (local[:, 0] >= 24) & (local[:, 0] < 36)).nonzero().flatten().tolist()
+        found = rows(data, tolerate=0.5)
+        assert [i for i, row in enumerate(found) if (row == MASKED).all()] == gone and len(gone) == 24
+        with pytest.raises(ValueError, match=r"shard-000[02]\.tar"):
+            build_train_data(DataParams(**options), **how)
+    with pytest.raises(ValueError, match=r"--val-data .*shard-0002\.tar"):
+        access = access_of(DataParams(data_tolerate_error_p=0.5))
+        build_validation_data(ValidationParams(val_data=(pattern,)), seq_len=4, vocab_size=100, access=access)
+    if not elsewhere:
+        (folder / "manifest.jsonl").unlink()
+        (folder / "shard-0000.tar").unlink()
+        assert "no manifest says how many sequences would be lost with it" in refuses(pattern, data_tolerate_error_p=0.5)
+
+
+def test_what_was_lost_before_a_resume_counts_with_what_is_lost_after_it(write_shards: Write) -> None:
+    folder = with_manifest(write_shards([12] * 4))
+    data = build(f"{folder}/*.tar", data_tolerate_error_p=0.25)
+    (folder / "shard-0002.tar").unlink()
+    lost = (rows(data, tolerate=0.25) == MASKED).all(dim=1)
+    before, after = int(lost[:24].sum()), int(lost[24:].sum())
+    assert before and after
+    for processes in (1, 2):
+        parts = []
+        for rank in range(processes):
+            with Loader(data.rows, LoaderShape(rank, processes, 8, 8, 24, 48), 0, 0.5, rows_before=0, lost_before=before) as loader:
+                list(loader)
+            parts.append(loader.lost_rows)
+        assert sum(parts) == 12
+    for rows_before, ends in ((0, False), (48, True)):  # 12 of 48 rows, or of the 96 of a run whose plan is its second one
+        with Loader(data.rows, LoaderShape(0, 1, 8, 8, 24, 48), 0, 0.2, rows_before=rows_before, lost_before=before) as loader:
+            if ends:
+                list(loader)
+            else:
+                with pytest.raises(ValueError, match=r"more than --data-tolerate-error-p 0\.2 of this process's 48 rows"):
+                    list(loader)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +353,28 @@ def test_a_cache_smaller_than_what_is_read_at_a_time_gives_the_same_rows(remote,
     assert any("these do not fit" in line for line in data.log_lines())
     assert len(list((tmp_path / "kept").glob("*.tar"))) <= 1
     assert "give more" in refuses(f"{url}/*.tar", data_cache=str(tmp_path / "kept"), data_cache_size=str(size - 1))
+
+
+@pytest.mark.parametrize(
+    ("key", "seq_len", "words"),
+    [
+        ("npy", 4, "each row by itself: about 1 byte is read"),
+        ("txt", 4, "each sequence, which is a row, by itself: about 1 byte is read"),
+        ("txt", 2, "a sequence as a whole for a row of it: 1 to 2 bytes are read"),
+    ],
+)
+def test_local_shards_are_opened_once_however_many_streams_read_them_and_the_log_says_what_is_read(
+    key: str, seq_len: int, words: str, write_shards: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, opened = with_manifest(write_shards([12] * 4, key=key)), []
+    read = stream.read_index
+    monkeypatch.setattr(stream, "read_index", lambda path, key: opened.append(path.name) or read(path, key))
+    params = DataParams(train_data=(f"{folder}/*.tar",), data_streams=1000)
+    data = build_train_data(params, seq_len=seq_len, vocab_size=10_000, global_batch_size=8)
+    line = f"data: 4 shards (0.00 GB) are here and are read {words} for each that is used, with any number of streams"
+    assert data.log_lines()[-1] == line
+    rows(data, data.one_pass())
+    assert sorted(opened) == [f"shard-000{i}.tar" for i in range(4)]
 
 
 def test_the_start_of_the_log_says_what_reading_costs(remote) -> None:

@@ -21,8 +21,8 @@ class Fault:
     """What happens to the next `times` requests that match, after `skip` of them have passed.
 
     what: an HTTP status (answered with the S3 code `code`); "reset" (the request is not forwarded), "lost" (forwarded, but instead of
-        the answer comes a reset), "truncate" (half of the answer's body), "stall" (no answer for `seconds`, then the end), "damage"
-        (one byte of the request's body is another one when it arrives).
+        the answer comes a reset), "truncate" (half of the answer's body), "stall" (no answer for `seconds`, then the end), "slow"
+        (the answer's body in eight parts over `seconds`), "damage" (one byte of the request's body is another one when it arrives).
     method, path: parts of the request's method and of its path with query.
     """
 
@@ -112,7 +112,8 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             status, headers, data = self.ask(body)
             if what == "lost":
                 return self.reset()
-            return self.answer(status, headers, data, cut=len(data) // 2 if what == "truncate" else len(data))
+            slow = fault.seconds if fault and what == "slow" else 0.0
+            return self.answer(status, headers, data, cut=len(data) // 2 if what == "truncate" else len(data), slow=slow)
 
         def ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
             upstream = http.client.HTTPConnection(proxy.upstream.hostname or "", proxy.upstream.port, timeout=30)
@@ -128,13 +129,17 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             finally:
                 upstream.close()
 
-        def answer(self, status: int, headers: dict[str, str], data: bytes, cut: int | None = None) -> None:
+        def answer(self, status: int, headers: dict[str, str], data: bytes, cut: int | None = None, slow: float = 0.0) -> None:
             self.send_response_only(status)
             for name, value in {"Content-Length": str(len(data)), **headers, "Connection": "close"}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(data[:cut])
+                body = data[:cut]
+                part = -(-len(body) // 8) if slow else len(body)
+                for at in range(0, len(body), max(1, part)):
+                    time.sleep(slow / 8)
+                    self.wfile.write(body[at : at + part])
 
         def reset(self) -> None:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

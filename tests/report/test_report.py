@@ -122,7 +122,7 @@ def test_the_page_has_its_pictures_and_links_beside_it(run_folder: Path, scores:
     report = Report([read_run(run_folder)], read_scores(scores), {"next_line": 0.25}, samples="x = '</pre><script>'\n")
     files = write_report(report, tmp_path / "out" / "report.html")
     assert [f.name for f in files] == [
-        "report.html", "report-loss.png", "report-learning-rate.png", "report-speed.png", "report-scores.png",
+        "report.html", "report-loss.png", "report-learning-rate.png", "report-speed.png", "report-scores.png", "report-data.png",
     ]  # fmt: skip
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1:])
     text = files[0].read_text()

@@ -36,7 +36,7 @@ def test_a_run_over_a_failing_network_has_the_losses_of_local_files(
     (tmp_path / "t").mkdir()
     url = put(s3, bench)
     ok(bench.run(2, "local", "--epochs", "1"))
-    for what, shard in ((500, "0000000"), ("reset", "0000001"), ("truncate", "0000002")):
+    for what, shard in ((500, "0000000"), ("reset", "0000001"), ("truncate", "0000002"), ("slow", "0000003")):
         faults.add(what, times=2, method="GET", path=f"shard-{shard}.tar")
     ok(run_on(bench, "remote", "--train-data", url, "--val-data", url))
     assert bench.metrics("remote") == bench.metrics("local")
@@ -53,3 +53,32 @@ def test_a_run_whose_shard_is_gone_ends_with_its_name_or_goes_on_and_counts(benc
     assert done.returncode != 0 and "d/shard-0000002.tar: no such file" in done.stderr
     ok(run_on(bench, "lost", *there, "--data-tolerate-error-p", "0.15"))
     assert bench.metrics("lost", "lost_rows")[-1] == 20
+
+
+def test_an_error_of_a_worker_ends_every_process_with_its_shard_and_leaves_none(bench: Any, s3: Any, faults: Any) -> None:
+    url = put(s3, bench)
+    faults.add(500, times=10_000, method="GET", path="shard-0000002.tar")
+    mark = f"OPENLM_TEST_MARK={bench.folder.name}"
+    command = bench.command(2, "a", "--train-data", url, "--train-num-samples", str(240 * 32), "--epochs", "1", "--workers", "2")
+    at = command.index("--train-data")
+    del command[at : at + 2]
+    done = subprocess.run(
+        command, env={**bench.env, **dict([mark.split("=")])}, cwd=bench.folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("open_lm: error")]
+    assert told and all("d/shard-0000002.tar: gave up after 4 attempts" in line for line in told), done.stderr[-3000:]
+    assert processes_with(mark) == []
+
+
+def processes_with(mark: str) -> list[str]:
+    """The processes that have a variable in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:  # it is gone, or not ours
+                continue
+    return found

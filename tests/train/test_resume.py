@@ -280,3 +280,18 @@ def test_the_schedule_follows_the_sequences(scheduler: str, first: int, batch: i
     assert new(step) == old(step)
     for later in range(0, 40 * first, first):
         assert new(step + later) == pytest.approx(old(step + later // first * batch))
+
+
+def test_rows_lost_before_a_resume_count_after_it(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    (bench.folder / "shards/shard-0000002.tar").unlink()  # 20 rows of the 240
+    flags = ("--save-every-steps", "5", "--data-tolerate-error-p")
+    assert main_here("a", *flags, "0.1") == 0
+    assert bench.metrics("a", "lost_rows")[-1] == state(bench, "a", 30)["lost_rows"] == 20
+    lost = state(bench, "a", 15)["lost_rows"]
+    assert 0 < lost < 20
+    bench.copy_at("a", "b", 15)
+    assert main_here("b", "--resume", "latest", *flags, "0.1") == 0
+    assert bench.metrics("b", "lost_rows") == bench.metrics("a", "lost_rows")
+    bench.copy_at("a", "c", 15)
+    assert main_here("c", "--resume", "latest", *flags, "0.08") == 1
+    assert "more than --data-tolerate-error-p 0.08 of this process's 240 rows" in capsys.readouterr().err + bench.log("c")
