@@ -54,6 +54,7 @@ class ChatTemplate:
 
         if self.date is not None:  # an argument would reach the template as text; the compiled template is kept and used again
             _compile_jinja_template(self.text).globals["strftime_now"] = date.fromisoformat(self.date).strftime
+        special: dict[str, Any] = dict(self.special)
         try:
             found: Any = render_jinja_template(  # said to give a text
                 conversations=[list(messages)],
@@ -61,7 +62,7 @@ class ChatTemplate:
                 chat_template=self.text,
                 return_assistant_tokens_mask=self.marks_generation,
                 add_generation_prompt=prompt,
-                **self.special,
+                **special,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise NotUsableError(f"the chat template does not take it: {' '.join(str(error).split())}") from None
