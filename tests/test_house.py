@@ -43,6 +43,7 @@ def test_light_modules_import_nothing_heavy(repo: Path, module: str) -> None:
     [
         *(
             "datapreprocess/make_2048.py",
+            "datapreprocess/make_instruct.py",
             "datapreprocess/train_tokenizer.py",
             "datapreprocess/corpus_stats.py",
             "datapreprocess/validate_data.py",

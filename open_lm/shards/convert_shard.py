@@ -47,8 +47,12 @@ class ShardDone:
     """It was there already."""
 
 
-class _TooWideError(Exception):
-    """An id needs 32 bits."""
+class _OtherTypeError(Exception):
+    """The ids need this type."""
+
+    def __init__(self, dtype: type[np.uint32] | type[np.int32]):
+        super().__init__(dtype)
+        self.dtype = np.dtype(dtype)
 
 
 def convert_shard(task: ShardTask) -> ShardDone:
@@ -60,10 +64,12 @@ def convert_shard(task: ShardTask) -> ShardDone:
     """
     if task.made is not None and _is_whole(Path(task.path), task.made):
         return ShardDone(task.made, task.made_others, kept=True)
-    try:
-        return _convert(task, task.wide)
-    except _TooWideError:
-        return _convert(task, wide=True)
+    dtype = np.dtype(np.int64) if task.format != "npy" else np.dtype(np.uint32 if task.wide else np.uint16)
+    while True:
+        try:
+            return _convert(task, dtype)
+        except _OtherTypeError as error:
+            dtype = error.dtype
 
 
 def _is_whole(path: Path, entry: ShardEntry) -> bool:
@@ -73,8 +79,7 @@ def _is_whole(path: Path, entry: ShardEntry) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
 
 
-def _convert(task: ShardTask, wide: bool) -> ShardDone:
-    dtype = np.dtype(np.int64) if task.format != "npy" else np.dtype(np.uint32 if wide else np.uint16)
+def _convert(task: ShardTask, dtype: np.dtype) -> ShardDone:
     with storage.open_read(task.url) as file:
         source = _Source(task, TarStream(file, task.url), dtype)
         entry = write_shard(Path(task.path), task.format, source.rows())
@@ -102,14 +107,18 @@ class _Source:
         """The ids in the dtype that is written."""
         low, high = int(rows.min(initial=0)), int(rows.max(initial=0))
         place = f"{self._task.url}, member {member}"
-        if low < MASKED:
+        if low < MASKED and not member.endswith(".npy"):
             raise ValueError(f"{place}: holds {low}, which is no token id")
+        if low < MASKED and self._dtype == np.int64:
+            raise ValueError(f"{place}: has a loss mask, which {self._task.format} can't hold; give --format npy")
         if high >= 1 << 32:
             raise ValueError(f"{place}: holds the id {high}, beyond 32 bits")
-        if self._dtype.kind == "u" and low == MASKED:
-            raise ValueError(f"{place}: holds a masked position, which npy can't; give --format txt or json.gz")
+        if low < 0 and self._dtype.kind == "u":
+            raise _OtherTypeError(np.int32)
+        if self._dtype == np.int32 and (high >= 1 << 31 or low < -(1 << 31)):
+            raise ValueError(f"{place}: holds {high if high >= 1 << 31 else low}, beyond 31 bits, in a shard with masked positions")
         if self._dtype == np.uint16 and high >= 1 << 16:
-            raise _TooWideError
+            raise _OtherTypeError(np.uint32)
         return rows.astype(self._dtype, copy=False)
 
     def _check_told(self, sequences: int) -> None:

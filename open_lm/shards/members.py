@@ -2,7 +2,8 @@
 
 txt      a Python list literal, one sequence: ints, `'<|endoftext|>'` for end of text, `'<|pad|>'` for masked (OpenLM)
 json     a JSON list, one sequence; json.gz the same, gzipped (DCLM)
-npy      a C-order array [n, length] of uint16 or uint32, many sequences (ours)
+npy      a C-order array [n, length] of uint16 or uint32, many sequences (ours); of int32 with a loss mask: a token t < 0 is read as ~t
+         and is no target
 """
 
 from __future__ import annotations
@@ -47,17 +48,24 @@ def encode_member(fmt: Format, rows: np.ndarray) -> tuple[bytes | np.ndarray, ..
     """The bytes of one member, in pieces that follow one another.
 
     Args:
-        rows: [n, length]; n is 1 for txt and json.gz. Integers, in npy unsigned ones; txt and json.gz can hold `MASKED` positions.
+        rows: [n, length]; n is 1 for txt and json.gz. Integers, in npy unsigned ones or int32. Of negative ones txt and json.gz can
+            hold `MASKED` alone, npy of int32 any: masked targets.
 
     Returns:
         bytes, or (npy) uint8 arrays that are views of `rows`.
+
+    Raises:
+        ValueError: a loss mask that the format can't hold.
     """
     if fmt == "npy":
-        assert rows.dtype.kind == "u", "npy holds ids only"
+        assert rows.dtype.kind == "u" or rows.dtype == np.int32, "npy holds ids, or ids with a mask in int32"
         rows = np.ascontiguousarray(rows)
         return npy_header(rows.shape, rows.dtype), rows.reshape(-1).view(np.uint8)
     assert len(rows) == 1, f"{fmt} holds one sequence a member"
-    masked = rows.dtype.kind == "i" and int(rows.min(initial=0)) < 0
+    low = int(rows.min(initial=0)) if rows.dtype.kind == "i" else 0
+    masked = low < 0
+    if low < MASKED:
+        raise ValueError(f"{fmt} can't hold a loss mask (masked targets, stored as ~id); give npy")
     text = _masked_list_text(_MASKED_NAME[fmt], rows[0]) if masked else _list_text(rows[0])
     return (text if fmt == "txt" else _gzipped(text),)
 

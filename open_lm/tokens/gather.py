@@ -42,6 +42,8 @@ class ShardWork:
     seed: int
     format: Format
     consumers: int
+    signed: bool = False
+    """The sequences have a loss mask: what the spills hold as uint32 is int32."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class _Rows:
             if self._work.shuffle:
                 order = shuffle.order_of_bucket(self._work.seed, number, bucket.size)[start:stop]
             for first in range(0, len(order), at_once):
-                yield self._read(bucket, order[first : first + at_once])
+                rows = self._read(bucket, order[first : first + at_once])
+                yield rows.view(np.int32) if self._work.signed else rows
 
     def provenance(self) -> bytes:
         """The provenance file of the sequences handed over so far."""

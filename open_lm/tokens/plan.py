@@ -89,6 +89,13 @@ def block_part(file: InputFile, block: int, size: int) -> Part:
     return Part(file, block, block + 1) if file.holds == "table" else Part(file, block * size, (block + 1) * size)
 
 
+def parts_of_unit(group: Group, block: int, size: int) -> list[tuple[int, Part]]:
+    """Numbers of files in the corpus, and what of them belongs to the unit (group, block)."""
+    if group.long:
+        return [(group.first_file, block_part(group.files[0], block, size))]
+    return [(number, Part(file)) for number, file in enumerate(group.files, group.first_file)]
+
+
 def stretches(group: Group, workers: int, long_files: int, size: int, done: Iterable[int] = (), stop: int | None = None) -> list[Stretch]:
     """The tasks of a group, so many that all workers have some.
 

@@ -109,8 +109,8 @@ def _do(job: _Job, expected: Estimate, executor: LocalExecutor, started: float) 
     groups = plan_groups(job.files, work.unit_bytes)
     last, eot_id = options.output.last_sequence, job.tokenizer.eot_id
     tokenized = tokenize(work, groups, executor, job.memory.workers, expected.tokens, last, eot_id)
-    _check_refused(tokenized.counts, options.input.max_bad_fraction)
-    _make_room(job.folder, job.places)
+    check_refused(tokenized.counts, options.input.max_bad_fraction)
+    make_room(job.folder, job.places)
     shards = write(_shard_work(job), tokenized.bucket_sizes, options.output.shard_size, executor, expected.ratio)
     counts = _count(job, tokenized, shards, ready - started, time.monotonic() - ready)
     counts.assert_whole()
@@ -241,14 +241,15 @@ def _in_words(job: _Job, expected: Estimate) -> str:
     return "\n".join([*lines, f"output in {job.places.root}", "nothing was written (--dry-run)"])
 
 
-def _check_refused(counts: UnitCounts, allowed: float) -> None:
+def check_refused(counts: UnitCounts, allowed: float) -> None:
+    """Raises ValueError when a larger share of the documents than `allowed` was refused."""
     read = counts.refused + counts.documents
     if counts.refused > allowed * read:
         said = f"{counts.refused} of {read} documents were refused, the first is {counts.refusals[0]}"
         raise ValueError(f"--max-bad-fraction {allowed}: {said}; mend them or allow more")
 
 
-def _make_room(folder: WorkFolder, places: Destination) -> None:
+def make_room(folder: WorkFolder, places: Destination) -> None:
     """Once: remove what another command wrote into the output folder (--overwrite)."""
     if not folder.writing:
         places.clear()

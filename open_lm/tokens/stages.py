@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,19 @@ from open_lm.tokens.unit import UnitCounts, UnitWork, do_stretch
 _SHOWN_REFUSALS = 50
 
 log = logging.getLogger(__name__)
+
+
+class Spills(Protocol):
+    """Where the spills of units lie, and how long their sequences are."""
+
+    @property
+    def folder(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def unit_bytes(self) -> int: ...
+    @property
+    def wide(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -53,9 +67,9 @@ def tokenize(
     """
     tails = spill_path(work.folder, len(groups), 0)
     tails.unlink(missing_ok=True)
-    tasks = [(work, stretch) for stretch in _stretches_left(work, groups, workers)]
+    tasks = [(work, stretch) for stretch in stretches_left(work, groups, workers)]
     ratio = sum(text_bytes(file) for group in groups for file in group.files) / max(tokens_expected, 1)
-    with Progress("tokenizing", tokens_expected, lambda: _spilled_tokens(work), ratio):
+    with Progress("tokenizing", tokens_expected, lambda: spilled_tokens(work), ratio):
         for _ in executor.map(do_stretch, tasks):
             pass
     counts, unit_tails, sizes = _add_up(work)
@@ -70,7 +84,7 @@ def tokenize(
     return Tokenized(counts, sizes, leftover)
 
 
-def _stretches_left(work: UnitWork, groups: Sequence[Group], workers: int) -> list[Stretch]:
+def stretches_left(work: Spills, groups: Sequence[Group], workers: int) -> list[Stretch]:
     """The tasks of all units without a whole spill, the largest first."""
     blocks: dict[int, dict[int, bool]] = {}
     with OpenFiles() as files:
@@ -90,7 +104,8 @@ def _stretches_left(work: UnitWork, groups: Sequence[Group], workers: int) -> li
     return sorted(left, key=lambda stretch: -sum(map(text_bytes, stretch.group.files)) / stretch.step)
 
 
-def _spilled_tokens(work: UnitWork) -> int:
+def spilled_tokens(work: Spills) -> int:
+    """Tokens in the spills so far, about."""
     with os.scandir(work.folder) as entries:
         size = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".spill"))
     return size // (4 if work.wide else 2)
@@ -113,11 +128,16 @@ def _add_up(work: UnitWork) -> tuple[UnitCounts, _Tails, np.ndarray]:
             tokens, pieces = spill.tail()
             tails.tokens.append(tokens)
             tails.pieces.append(pieces)
-    for refusal in total.refusals[:_SHOWN_REFUSALS]:
-        log.warning("refused: --input-files %s", refusal)
-    if total.refused > _SHOWN_REFUSALS:
-        log.warning("refused: %d documents in all; stats.json names the first %d", total.refused, len(total.refusals))
+    say_refused(total)
     return total, tails, sizes
+
+
+def say_refused(counts: UnitCounts) -> None:
+    """Name the first of the refused documents in the log."""
+    for refusal in counts.refusals[:_SHOWN_REFUSALS]:
+        log.warning("refused: --input-files %s", refusal)
+    if counts.refused > _SHOWN_REFUSALS:
+        log.warning("refused: %d documents in all; stats.json names the first %d", counts.refused, len(counts.refusals))
 
 
 def _spill_tails(work: UnitWork, group: int, tails: _Tails, last: LastSequence, eot_id: int) -> Leftover:

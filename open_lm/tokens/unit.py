@@ -6,10 +6,10 @@ import functools
 import json
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from open_lm.tokens import shuffle
 from open_lm.tokens.large import LargeDocuments
 from open_lm.tokens.lengths import Lengths
 from open_lm.tokens.pieces import PIECE, Packer, Rows
-from open_lm.tokens.plan import Group, Stretch, block_part
+from open_lm.tokens.plan import Group, Stretch, block_part, parts_of_unit
 from open_lm.tokens.reading.batch import Batch, place_of
-from open_lm.tokens.reading.inputs import InputFile, Part
+from open_lm.tokens.reading.inputs import InputFile
 from open_lm.tokens.reading.reader import Reader
 from open_lm.tokens.spill import SpillWriter, spill_path
 
@@ -120,9 +120,9 @@ class UnitCounts:
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), **{name: getattr(self, name).to_json() for name in _HISTOGRAMS}}
 
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> UnitCounts:
-        return UnitCounts(**{**values, **{name: Lengths.from_json(values[name]) for name in _HISTOGRAMS}})
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(**{**values, **{name: Lengths.from_json(values[name]) for name in _HISTOGRAMS}})
 
 
 class TokenizerDifference(ValueError):
@@ -143,19 +143,21 @@ def do_stretch(task: tuple[UnitWork, Stretch]) -> int:
         ValueError: damaged data, a refused document where none is allowed, a document whose ids differ from the reference's.
     """
     work, stretch = task
-    group, done = stretch.group, 0
-    block = stretch.first
     with LargeDocuments(work.folder, work.large_bytes) as large, Reader(work.text_key, large.grow) as reader:
-        while stretch.stop is None or block < stretch.stop:
-            if block not in stretch.done:
-                unit = _Unit(work, group, block, reader, large)
-                if not unit.exists():
-                    break
-                unit.do()
-                done += 1
-                if unit.counts.last:
-                    break
-            block += stretch.step
+        return do_blocks(stretch, work.unit_bytes, reader, lambda block: _Unit(work, stretch.group, block, reader, large).do())
+
+
+def do_blocks(stretch: Stretch, unit_bytes: int, reader: Reader, do: Callable[[int], UnitCounts]) -> int:
+    """Do the units of a stretch that are there, up to the last one of the file; `do` takes a block's number. Returns how many."""
+    group, done, block = stretch.group, 0, stretch.first
+    while stretch.stop is None or block < stretch.stop:
+        if block not in stretch.done:
+            if group.long and block and not reader.holds(block_part(group.files[0], block, unit_bytes)):
+                break
+            done += 1
+            if do(block).last:
+                break
+        block += stretch.step
     return done
 
 
@@ -169,18 +171,12 @@ class _Unit:
         self._packer = Packer(work.length, work.dtype, max(1, SEGMENT_TOKENS // work.length))
         self._sequences = 0
 
-    def exists(self) -> bool:
-        """False for a block that would begin after the end of the text."""
-        if not self._group.long or self._block == 0:
-            return True
-        return self._reader.holds(block_part(self._group.files[0], self._block, self._work.unit_bytes))
-
-    def do(self) -> None:
+    def do(self) -> UnitCounts:
         """Read, encode, pack and spill."""
         started = time.monotonic()
         writer = SpillWriter(spill_path(self._work.folder, self._group.index, self._block), self._work.buckets)
         try:
-            for number, part in self._parts():
+            for number, part in parts_of_unit(self._group, self._block, self._work.unit_bytes):
                 for batch in self._reader.batches(part):
                     self._take(batch, number, writer)
                     del batch
@@ -194,14 +190,7 @@ class _Unit:
         except BaseException as error:
             writer.abandon(error)
             raise
-
-    def _parts(self) -> Iterator[tuple[int, Part]]:
-        """Numbers of files in the corpus, and what of them is read."""
-        files = self._group.files
-        if self._group.long:
-            yield self._group.first_file, block_part(files[0], self._block, self._work.unit_bytes)
-        else:
-            yield from ((number, Part(file)) for number, file in enumerate(files, self._group.first_file))
+        return self.counts
 
     def _take(self, batch: Batch, file_number: int, writer: SpillWriter) -> None:
         counts = self.counts
@@ -235,7 +224,7 @@ class _Unit:
         checked, difference = encoder.check_documents(texts, documents, work.seed)
         self.counts.checking_seconds += encoder.checking_seconds - before
         if difference is not None:
-            raise TokenizerDifference(_write_difference(work.folder, batch.file, batch.at[difference.index], difference))
+            raise TokenizerDifference(write_difference(work.folder, batch.file, batch.at[difference.index], difference))
         self.counts.checked_tokens += checked
         return documents.tokens, np.diff(documents.offsets)
 
@@ -254,7 +243,7 @@ class _Unit:
         writer.add(rows, bucket_of)
 
 
-def _write_difference(folder: str, file: InputFile, at: int, difference: Difference) -> str:
+def write_difference(folder: str, file: InputFile, at: int, difference: Difference) -> str:
     """Put what is needed to look into a difference into a file; returns the message that names it."""
     path = Path(folder) / DIFFERENCE
     with storage.atomic_write(path, "w") as out:

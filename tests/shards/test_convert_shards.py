@@ -140,16 +140,22 @@ def test_the_tokenizer_knows_end_of_text(shared: Path, tmp_path: Path) -> None:
         run(tmp_path / "in", tmp_path / "other", "txt", tokenizer=str(tokenizer), eot_id=4)
 
 
-def test_masked_positions_go_into_lists_and_not_into_npy(tmp_path: Path) -> None:
+def test_masked_positions_go_into_lists_and_into_signed_npy(tmp_path: Path) -> None:
     tar_of(tmp_path / "in" / "s.tar", [("a.json.gz", gzip.compress(b"[1, 2]")), ("b.json.gz", gzip.compress(b'[3, "<|pad|>"]'))])
-    for fmt in ("txt", "json.gz"):
+    for fmt in ("txt", "json.gz", "npy"):
         run(tmp_path / "in", tmp_path / fmt, fmt)
         assert read(tmp_path / fmt / "s.tar").tolist() == [[1, 2], [3, MASKED]]
-    with pytest.raises(
-        ValueError, match=r"s\.tar, member b\.json\.gz: holds a masked position, which npy can't; give --format txt or json\.gz"
-    ):
-        run(tmp_path / "in", tmp_path / "npy", "npy")
-    assert contents(tmp_path / "npy") == {}
+
+
+def test_loss_masks_stay_in_npy_and_go_into_no_list(tmp_path: Path) -> None:
+    rows = np.array([[5, ~6, MASKED], [~70_000, 7, 8]], np.int32)
+    write_shard(tmp_path / "in" / "s.tar", "npy", rows)
+    run(tmp_path / "in", tmp_path / "npy", "npy")
+    assert (tmp_path / "npy/s.tar").read_bytes() == (tmp_path / "in/s.tar").read_bytes()
+    for fmt in ("txt", "json.gz"):
+        with pytest.raises(ValueError, match=rf"s\.tar, member .*\.npy: has a loss mask, which {fmt} can't hold; give --format npy"):
+            run(tmp_path / "in", tmp_path / fmt, fmt)
+        assert contents(tmp_path / fmt) == {}
 
 
 @pytest.mark.parametrize(

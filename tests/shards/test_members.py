@@ -72,6 +72,23 @@ def test_lists_hold_masked_positions_too(fmt: str, ids: np.ndarray) -> None:
         assert [MASKED if t == "<|pad|>" else t for t in ast.literal_eval(data.decode())] == ids.tolist()
 
 
+signed = hnp.arrays(np.int32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70))
+
+
+@settings(derandomize=True, deadline=None)
+@given(signed)
+def test_a_loss_mask_lies_in_the_sign_of_npy(rows: np.ndarray) -> None:
+    assert member("npy", rows) == npy(rows)
+    read = decode_member("npy", member("npy", rows), None)
+    assert read.dtype == np.int32 and np.array_equal(read, rows)
+
+
+@pytest.mark.parametrize("fmt", ["txt", "json.gz"])
+def test_lists_refuse_a_loss_mask_in_one_line(fmt: str) -> None:
+    with pytest.raises(ValueError, match=f"^{fmt} can't hold a loss mask .*; give npy$"):
+        encode_member(fmt, np.array([[3, ~4]], np.int32))
+
+
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)

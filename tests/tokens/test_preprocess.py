@@ -117,7 +117,7 @@ def test_temporary_files_take_at_most_twice_the_tokens(
     def look(folder: Any, places: Any) -> None:
         seen.append(sum(p.stat().st_size for p in folder.path.glob("*.spill")))
 
-    monkeypatch.setattr(module, "_make_room", look)
+    monkeypatch.setattr(module, "make_room", look)
     counts = run([str(path)], tokenizer_file, tmp_path / "out", sizes=Sizes(), seq_len=2048, format="npy", shard_size=8192)
     assert counts.sequences > 100
     assert 2 * counts.tokens < seen[0] <= 2 * (2 * counts.tokens)

@@ -94,16 +94,21 @@ class Reader:
         else:
             yield from self._of_lines(part)
 
-    def _of_lines(self, part: Part) -> Iterator[Found]:
+    def lines(self, part: Part) -> Iterator[tuple[Lines, list[int], list[bytes]]]:
+        """The lines of a part, some at a time: the file, of which they are the last `len(lines)` counted; where each begins; the lines."""
         source = self._at(part)
         for start, lines in source.until(part.stop):
             starts = _starts(start, lines)
             if start == 0 and lines:
                 lines[0] = lines[0].removeprefix(_BOM)
-            found = self._parsed(source, starts, lines)
-            del lines
-            yield found
+            yield source, starts, lines
         source.check_unchanged()
+
+    def _of_lines(self, part: Part) -> Iterator[Found]:
+        for source, starts, lines in self.lines(part):
+            found = self._parsed(source, starts, lines)
+            lines.clear()  # whoever else has the list keeps no line alive
+            yield found
 
     def _at(self, part: Part) -> Lines:
         """The open file at the first line of a part."""
@@ -145,7 +150,7 @@ class Reader:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise _NoDocument(_why_not_json(line, error)) from None
+            raise _NoDocument(why_not_json(line, error)) from None
         for step in self._steps:
             if not isinstance(value, dict) or step not in value:
                 raise _NoDocument(f"has no {self._key!r}")
@@ -220,7 +225,8 @@ def _starts(first: int, lines: list[bytes]) -> list[int]:
     return (np.cumsum(sizes) - sizes + first).tolist()
 
 
-def _why_not_json(line: bytes, error: orjson.JSONDecodeError) -> str:
+def why_not_json(line: bytes, error: orjson.JSONDecodeError) -> str:
+    """In words, what keeps a line from being JSON."""
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as damage:
