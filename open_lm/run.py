@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from open_lm import __version__
-from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, read_run_state, state_tensors
+from open_lm.checkpoint.run_state import STATE_FILE, RunState, load_tensors, newest_run_state, read_run_state, state_tensors
 from open_lm.checkpoint.weights import load_weights, read_weights
 from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
@@ -33,6 +33,9 @@ from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
+from open_lm.train.remote_folder import RemoteFolder
+from open_lm.train.remote_resume import check_copy, fetch_state, newest_of_both
+from open_lm.train.remote_sync import copied
 from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
 from open_lm.train.saving import RunStates, SavePlan, Weights
@@ -57,6 +60,8 @@ class Job:
     resumed: tuple[Path, RunState] | None
     lock: IO[str] | None
     """Of the run folder, on the first process."""
+    remote: RemoteFolder | None = None
+    """The copy of the run folder, with --remote-sync."""
 
     @property
     def start(self) -> Position:
@@ -79,8 +84,10 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
         UserError: a mistake in options or files, on every process, before anything started.
     """
     job = prepare(params, world)
-    with job.lock or nullcontext():
+    with job.lock or nullcontext(), ExitStack() as beside:
         start_logging(job.folder, params.log, world)
+        if world.is_first:
+            beside.enter_context(copied(job.folder.path, job.remote, params.checkpoint.remote_sync_frequency))
         for warning in warnings:
             logging.warning(warning)
         for note in job.lineage.notes:
@@ -104,9 +111,12 @@ def prepare(params: Params, world: World) -> Job:
     """Check options, files and folder, and open the data. Raises UserError with every problem found."""
     problems = Problems()
     folder = choose_run_folder(params)
-    resumed = problems.attempt(find_resume, params.checkpoint.resume, folder, world)
+    remote = RemoteFolder(params.checkpoint.remote_sync, folder.name) if params.checkpoint.remote_sync else None
+    resumed = problems.attempt(find_resume, params.checkpoint.resume, folder, world, remote)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
+    if remote and world.is_first and params.checkpoint.resume is None:
+        problems.attempt(check_copy, remote, params.log.overwrite)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
     batch = problems.attempt(global_batch_size, params.batch, world.size)
     # files are looked at even where model or batch are wrong, so that all mistakes are told at once
@@ -130,8 +140,10 @@ def prepare(params: Params, world: World) -> Job:
     problems.raise_any()
     lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
     problems.raise_any()
+    if remote and world.is_first and params.log.overwrite and not resumed:
+        remote.clear()
     assert config and kernel and data and masks and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock)
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock, remote)
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
@@ -147,15 +159,18 @@ def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lin
     return length
 
 
-def find_resume(resume: str | None, folder: RunFolder, world: World) -> tuple[Path, RunState] | None:
-    """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning."""
+def find_resume(resume: str | None, folder: RunFolder, world: World, remote: RemoteFolder | None = None) -> tuple[Path, RunState] | None:
+    """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning.
+
+    `latest` is the newest one of the run folder and its copy; processes that don't see what the first one fetched fetch it too.
+    """
     if resume is None:
         return None
     found: tuple[Path, RunState] | str | None = None
     if world.is_first:
         try:
             if resume == "latest":
-                found = newest_run_state(folder.checkpoints)
+                found = newest_of_both(folder.path, remote) if remote else newest_run_state(folder.checkpoints)
             else:
                 found = (Path(resume), read_run_state(Path(resume)))
         except ValueError as error:
@@ -163,6 +178,8 @@ def find_resume(resume: str | None, folder: RunFolder, world: World) -> tuple[Pa
     found = from_first(found)
     if isinstance(found, str):
         raise ValueError(found)
+    if found and remote and resume == "latest" and not (found[0] / STATE_FILE).exists():
+        fetch_state(folder.path, remote, found[1].step, trust=True)
     return found
 
 
