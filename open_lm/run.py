@@ -25,12 +25,13 @@ from open_lm.data.source_names import source_names
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
+from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
 from open_lm.params import ModelParams, Params, Problems
 from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
-from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
+from open_lm.train.metrics import MetricsLog, ProgressBar
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
 from open_lm.train.remote_folder import RemoteFolder
@@ -40,7 +41,9 @@ from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_li
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
 from open_lm.train.saving import RunStates, SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
+from open_lm.train.sinks import make_sinks
 from open_lm.train.step import Step, StepConfig
+from open_lm.train.throughput import Throughput, device_name, find_peak
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,8 @@ def describe(job: Job) -> None:
     if params.log.copy_codebase:
         copy_code(job.folder)
     for line in (
-        f"Run {job.folder.path}: {world.size} processes on {world.device.type}, open_lm {__version__}, torch {torch.__version__}",
+        f"Run {job.folder.path}: {world.size} processes on {device_name(world.device)}, open_lm {__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}" + (f", CUDA {torch.version.cuda}" if world.device.type == "cuda" else ""),
         *job.data.log_lines(),
         *job.data.length_lines(length.sequences_per_epoch, data_shape(job).start, data_shape(job).stop or 0),
         f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, job.data.streams)))} processes "
@@ -245,7 +249,7 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
     model = Transformer(job.config, job.kernel)
     model.init_weights()
     _start_from_pretrained(model, job.params.model)
-    logging.info(f"Model {job.params.model.model}: {count_parameters(model):,} parameters")
+    describe_model(job, count_parameters(model))
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
     if job.resumed:
@@ -253,6 +257,24 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
         load_tensors(path, state_tensors(spread, optimizer))
         logging.info(f"Resumed from {path}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
     return spread, optimizer
+
+
+def describe_model(job: Job, parameters: int) -> None:
+    """Log lines: size, arithmetic, and the peak that `mfu` is measured against."""
+    used = throughput(job, parameters)
+    logging.info(f"Model {job.params.model.model}: {parameters:,} parameters")
+    logging.info(
+        f"Of them {matmul_parameters(job.config, parameters):,} without the input embedding (N); "
+        f"{used.flops_per_token:,} FLOPs per token (6 N + 12 L A S, forward and backward)"
+    )
+    per_device = f"{used.peak.tflops:,.1f} TFLOP/s a device ({used.peak.source})" if used.peak else "unknown, so no mfu; give --peak-tflops"
+    logging.info(f"Peak of the arithmetic: {per_device}")
+
+
+def throughput(job: Job, parameters: int) -> Throughput:
+    """What tokens per second mean in this run."""
+    flops = flops_per_token(job.config, parameters, job.config.seq_len)
+    return Throughput(job.world.size, job.config.seq_len, flops, find_peak(job.world.device, job.params.log.peak_tflops))
 
 
 def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
@@ -295,7 +317,8 @@ def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loa
     params, world = job.params, job.world
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
     sinks = make_sinks(params.log, job.folder, params.flat(), job.start.step) if world.is_first else []
-    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start, job.source_names)
+    used = throughput(job, count_parameters(model))
+    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, used, loader, job.start, job.source_names)
     validation = InTraining(model, job.validation, validation_config(job), job.folder.checkpoints, params.model.model, log.validated)
     callbacks: list[Callback] = [
         LauncherWatch(),

@@ -23,7 +23,8 @@ class CheckpointParams:
     delete_previous_checkpoint: bool = False
     """Delete the previous checkpoint once the new one is whole."""
     remote_sync: str | None = None
-    """Copy the run folder while training to <this>/<name>: s3://bucket/path, another fsspec URL, or a folder. --resume latest also looks there."""
+    """Copy the run folder while training to <this>/<name>: s3://bucket/path, another fsspec URL, or a folder; --resume latest looks there
+    too."""
     remote_sync_frequency: int = 300
     """Seconds between copies; the first is at the start, the last at the end."""
     remote_sync_protocol: Literal["s3", "fsspec"] = "s3"
@@ -53,6 +54,7 @@ class LogParams:
     debug: bool = False
     """Log at level DEBUG."""
     peak_tflops: float | None = None
-    """Peak dense TFLOP/s of one device, against which `mfu` is logged. Default: the data sheet's, in bf16, of GPUs that are known; else no mfu."""
+    """Peak dense TFLOP/s of one device, against which mfu is logged. Default: the data sheet's in bf16, for GPUs that are known; else no
+    mfu."""
     copy_codebase: bool = False
     """Copy the source code into the run folder."""

@@ -84,9 +84,8 @@ class Record:
             json.dump({"url": self.url, "files": self.files}, file)
 
 
-def signature(path: Path | int) -> Signature:
-    """Of a local file, or of an open one by its number. Raises FileNotFoundError."""
-    status = os.stat(path)
+def signature(status: os.stat_result) -> Signature:
+    """Of a local file."""
     return status.st_size, status.st_mtime_ns
 
 

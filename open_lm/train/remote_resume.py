@@ -134,7 +134,7 @@ def _remember(folder: Path, remote: RemoteFolder, state: Path) -> None:
     """What was fetched need not be copied back."""
     record = Record(folder, remote.url)
     for path in state.iterdir():
-        record.files[path.relative_to(folder).as_posix()] = signature(path)
+        record.files[path.relative_to(folder).as_posix()] = signature(path.stat())
     record.save()
 
 
@@ -152,8 +152,9 @@ def fetch_logs(folder: Path, remote: RemoteFolder, names: dict[str, int]) -> Non
 def check_copy(remote: RemoteFolder, overwrite: bool) -> None:
     """For a run that begins: raises ValueError where the copy can't be asked, or holds a run that is not to be overwritten."""
     try:
-        if remote.files() and not overwrite:
-            remedy = "use another --name, --resume latest to continue it, or --overwrite"
-            raise ValueError(f"--remote-sync {remote.url}: holds a run of this name; {remedy}")
-    except OSError as error:
+        names = remote.files()
+    except (OSError, ValueError) as error:
         raise ValueError(f"--remote-sync {error}") from None
+    if names and not overwrite:
+        remedy = "use another --name, --resume latest to continue it, or --overwrite"
+        raise ValueError(f"--remote-sync {remote.url}: holds a run of this name; {remedy}")

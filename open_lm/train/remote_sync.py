@@ -119,7 +119,7 @@ class RemoteSync:
 
     def _is_copied(self, name: str) -> bool:
         try:
-            return self.record.files.get(name) == signature(self.folder / name)
+            return self.record.files.get(name) == signature((self.folder / name).stat())
         except FileNotFoundError:
             return False
 
@@ -139,7 +139,7 @@ class RemoteSync:
     def _upload(self, name: str) -> tuple[int, int]:
         path, url = self.folder / name, self.remote.url_of(name)
         if _CHECKPOINT.fullmatch(name):
-            before = signature(path)
+            before = signature(path.stat())
             storage.upload(path, url, self._stop)
             return before
         with tempfile.TemporaryDirectory() as place:
@@ -153,7 +153,7 @@ class RemoteSync:
         link = self.folder / LATEST
         if not link.is_symlink():
             return
-        target = os.readlink(link)
+        target = str(link.readlink())
         place = (0, int(target.rpartition("_")[2])) if target.rpartition("_")[2].isdigit() else (0, 0)
         if f"checkpoints/{target}/{STATE_FILE}" in self.record.files and self.record.files.get(LATEST) != place:
             storage.write_bytes(self.remote.url_of(LATEST), target.encode())
@@ -186,7 +186,7 @@ def copied(folder: Path, remote: RemoteFolder | None, every: float) -> Iterator[
 
 
 def kind_of(name: str) -> str | None:
-    """"step", "epoch", "optimizer", ... for a file of a checkpoint; None for any other, which is never deleted."""
+    """ "step", "epoch", "optimizer", ... for a file of a checkpoint; None for any other, which is never deleted."""
     found = _CHECKPOINT.fullmatch(name)
     return None if found is None else found[2] or "step"
 
@@ -216,7 +216,7 @@ def _files(folder: Path, below: Path, hidden: bool = False) -> Iterator[str]:
 def take_snapshot(path: Path, copy: Path) -> tuple[int, int]:
     """A copy of a file that may grow meanwhile, as it was at one moment; of lines, only whole ones. Returns the file's signature then."""
     with open(path, "rb") as source, open(copy, "wb") as target:
-        taken = signature(source.fileno())
+        taken = signature(os.fstat(source.fileno()))
         left = taken[0]
         while left and (data := source.read(min(left, 1 << 20))):
             target.write(data)
