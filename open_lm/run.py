@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from open_lm import __version__
-from open_lm.checkpoint.run_state import STATE_FILE, RunState, load_tensors, newest_run_state, read_run_state, state_tensors
+from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, read_run_state, state_tensors
 from open_lm.checkpoint.weights import load_weights, read_weights
 from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
@@ -35,7 +35,7 @@ from open_lm.train.metrics import MetricsLog, ProgressBar
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
 from open_lm.train.remote_folder import RemoteFolder
-from open_lm.train.remote_resume import check_copy, fetch_state, newest_of_both
+from open_lm.train.remote_resume import check_copy, clear_copy, newest_of_both, see_state
 from open_lm.train.remote_sync import copied
 from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
@@ -142,9 +142,10 @@ def prepare(params: Params, world: World) -> Job:
     problems.found = from_all(problems.found)
     problems.raise_any()
     lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
+    if remote and lock and params.log.overwrite and params.checkpoint.resume is None:
+        problems.attempt(clear_copy, remote)
+    problems.found = from_all(problems.found)
     problems.raise_any()
-    if remote and world.is_first and params.log.overwrite and not resumed:
-        remote.clear()
     assert config and kernel and data and masks and length and lineage and validation is not None
     return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock, remote)
 
@@ -181,8 +182,8 @@ def find_resume(resume: str | None, folder: RunFolder, world: World, remote: Rem
     found = from_first(found)
     if isinstance(found, str):
         raise ValueError(found)
-    if found and remote and resume == "latest" and not (found[0] / STATE_FILE).exists():
-        fetch_state(folder.path, remote, found[1].step, trust=True)
+    if found and remote and resume == "latest":
+        see_state(folder.path, remote, found[1].step)
     return found
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from open_lm.data.dataset import ValidationSet
 from open_lm.data.loader import Loader, validation_shape
+from open_lm.data.source_names import source_names
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.validation import validate
 
@@ -51,8 +52,10 @@ class InTraining:
         model_name: str,
         tell: Callable[[Mapping[str, Any], int], None],
     ):
+        """tell: takes the numbers of one set and the step; with several sets their names begin with the set's, `<set>/loss`."""
         self.model, self.sets, self.config, self.folder = model, sets, config, folder
         self.model_name, self.tell = model_name, tell
+        self.names = dict(zip([one.name for one in sets], source_names([one.name for one in sets]), strict=True))
         self.metrics: list[dict[str, Any]] = []
         """Of the last validation, one dict per set."""
 
@@ -82,7 +85,8 @@ class InTraining:
             f"token accuracy {100 * result.token_accuracy:.2f} %{bits} ({result.tokens} tokens)"
         )
         if config.rank == 0:
-            self.tell(result.as_dict(), position.step)
+            prefix = f"{self.names[one.name]}/" if len(self.sets) > 1 else ""
+            self.tell({prefix + name: value for name, value in result.as_dict().items()}, position.step)
         return {
             **result.as_dict(),
             "step": position.step,

@@ -88,6 +88,15 @@ def fetch_state(folder: Path, remote: RemoteFolder, step: int, trust: bool = Fal
     return target
 
 
+def see_state(folder: Path, remote: RemoteFolder, step: int) -> None:
+    """On every process, after the first one has the state: fetch it where its file system isn't seen. Raises ValueError."""
+    if not (folder / "checkpoints" / f"step_{step}" / STATE_FILE).is_file():
+        try:
+            fetch_state(folder, remote, step, trust=True)
+        except OSError as error:
+            raise ValueError(f"--remote-sync {error}") from None
+
+
 def _is_whole(state: Path, trust: bool) -> bool:
     if not (state / STATE_FILE).is_file():
         return False
@@ -158,3 +167,11 @@ def check_copy(remote: RemoteFolder, overwrite: bool) -> None:
     if names and not overwrite:
         remedy = "use another --name, --resume latest to continue it, or --overwrite"
         raise ValueError(f"--remote-sync {remote.url}: holds a run of this name; {remedy}")
+
+
+def clear_copy(remote: RemoteFolder) -> None:
+    """With --overwrite. Raises ValueError where that fails."""
+    try:
+        remote.clear()
+    except OSError as error:
+        raise ValueError(f"--remote-sync {error}") from None

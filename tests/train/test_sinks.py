@@ -75,6 +75,16 @@ def test_without_a_peak_there_is_no_mfu(bench: Any, main_here: Main) -> None:
     assert "mfu" not in (bench.folder / "logs/a/metrics.jsonl").read_text()
 
 
+def test_validation_sets_are_told_apart(bench: Any, main_here: Main) -> None:
+    shards = [str(bench.folder / f"shards/shard-000000{n}.tar") for n in (0, 1)]
+    assert main_here("one", "--epochs", "1", "--report-to", "tensorboard", "--val-data", shards[0]) == 0
+    assert main_here("two", "--epochs", "1", "--report-to", "tensorboard", "--val-data", *shards) == 0
+    one = scalars(bench.folder / "logs/one/tensorboard", "valid/loss")
+    assert [step for step, _ in one] == [10]
+    two = [scalars(bench.folder / "logs/two/tensorboard", f"valid/shard-000000{n}/loss") for n in (0, 1)]
+    assert two[0] == one and two[1] != one
+
+
 class FakeWandb(types.ModuleType):
     """W&B's part that is used: keeps what was logged by id, as its server does."""
 
