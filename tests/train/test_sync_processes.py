@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ def ok(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def test_a_run_killed_while_it_copies_goes_on_from_its_copy_alone_to_the_same_weights(bench: Any, s3: Any, faults: Any) -> None:
-    sync = ("--remote-sync", s3.url("runs"), *STATES)
+def test_a_run_killed_while_it_copies_goes_on_from_its_copy_alone_to_the_same_weights(
+    bench: Any, main_here: Any, s3: Any, faults: Any
+) -> None:
+    """Killed as one process, continued by one to the same bits and by two to the same losses."""
+    sync = ("--remote-sync", s3.url("runs"), *STATES, "--lr", "1e-2")
     remote = RemoteFolder(s3.url("runs"), "b")
-    ok(bench.run(2, "a", *STATES[:2]))
+    assert main_here("a", *STATES[:2]) == 0
     bench.copy_at("a", "b", 10)
     faults.add("stall", times=99, method="PUT", path="/b/checkpoints/step_30/", seconds=60)
-    command = bench.command(2, "b", *sync, "--resume", "latest")
+    command = [sys.executable, "-m", "open_lm.main", *bench.flags("b", *sync, "--resume", "latest")]
     process = subprocess.Popen(command, env=bench.env, cwd=bench.folder, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not any("/b/checkpoints/step_30/" in r for r in faults.requests if r.startswith("PUT")):
@@ -39,13 +43,19 @@ def test_a_run_killed_while_it_copies_goes_on_from_its_copy_alone_to_the_same_we
     newest = whole_states(remote.files())[0]
     assert 10 <= newest < 30
     shutil.rmtree(bench.folder / "logs/b")
-    ok(bench.run(2, "b", *sync, "--resume", "latest"))
+    assert main_here("b", *sync, "--resume", "latest") == 0
     assert f"checkpoints/step_{newest}: step {newest}," in bench.log("b")
     assert bench.metrics("b") == bench.metrics("a") and bench.metrics("b", "step") == list(range(1, 31))
     a, b = bench.weights("a"), bench.weights("b")
     assert all(torch.equal(a[name], b[name]) for name in a)
     there = s3.get("runs/b/metrics.jsonl").decode()
     assert there == (bench.folder / "logs/b/metrics.jsonl").read_text() and whole_states(remote.files())[0] == 30
+    for path in ("step_30", "step_25", "step_20", "step_15"):
+        remote.remove(f"checkpoints/{path}/state.json")
+    shutil.rmtree(bench.folder / "logs/b")
+    ok(bench.run(2, "b", *sync, "--resume", "latest"))
+    assert "checkpoints/step_10: step 10," in bench.log("b")
+    assert bench.metrics("b") == pytest.approx(bench.metrics("a"), rel=1e-5)
     assert remote.files().keys() >= {"out.log", "params.txt", "checkpoints/epoch_3.pt", "checkpoints/latest"}
 
 
