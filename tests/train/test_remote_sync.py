@@ -219,6 +219,18 @@ def test_an_empty_machine_gets_the_newest_whole_state_and_the_logs(run: Path, ba
     assert (empty / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
+def test_a_damaged_copy_gives_way_to_the_one_before(run: Path, tmp_path: Path) -> None:
+    remote = RemoteFolder(str(tmp_path / "there"), "r")
+    RemoteSync(run, remote, 300).sync()
+    damaged = tmp_path / "there/r/checkpoints/step_20/__0_0.distcp"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="step_20: __0_0.distcp is not as it was written"):
+        fetch_state(tmp_path / "empty/r", remote, 20)
+    found = newest_of_both(tmp_path / "empty/r", remote)
+    assert found is not None and found[1].step == 10
+    assert {p.name for p in (tmp_path / "empty/r/checkpoints").iterdir()} == {"step_10", ".fetch.lock"}
+
+
 def test_the_newer_of_run_folder_and_copy_is_taken(run: Path, tmp_path: Path) -> None:
     remote = RemoteFolder(str(tmp_path / "there"), "r")
     RemoteSync(run, remote, 300).sync()

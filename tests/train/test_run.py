@@ -251,7 +251,7 @@ def test_all_mistakes_are_told_at_once_before_work(bench: Any, main_here: Main, 
 
 def test_flags_of_later_features_stop_with_one_line() -> None:
     with pytest.raises(UserError) as caught:
-        parse_params(["--train-data", "x", "--averagers", "ema_0.9_1", "--remote-sync", "s3://b", "--precision", "amp"])
+        parse_params(["--train-data", "x", "--averagers", "ema_0.9_1", "--log-logit-mean", "--precision", "amp"])
     assert len(caught.value.problems) == 3
 
 
