@@ -28,6 +28,7 @@ from open_lm.data.source_names import source_names
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
+from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
 from open_lm.params import CheckpointParams, ModelParams, Params, Problems
@@ -35,15 +36,20 @@ from open_lm.params.averagers import parse_averagers
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
 from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
-from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks, over_processes
+from open_lm.train.metrics import MetricsLog, ProgressBar, over_processes
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
+from open_lm.train.remote_folder import RemoteFolder
+from open_lm.train.remote_resume import check_copy, clear_copy, newest_of_both, see_state
+from open_lm.train.remote_sync import copied
 from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
 from open_lm.train.run_states import RunStates
 from open_lm.train.saving import SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
+from open_lm.train.sinks import make_sinks
 from open_lm.train.step import Step, StepConfig
+from open_lm.train.throughput import Throughput, device_name, find_peak
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Job:
     resumed: tuple[str, RunState] | None
     lock: IO[str] | None
     """Of the run folder, on the first process."""
+    remote: RemoteFolder | None = None
+    """The copy of the run folder, with --remote-sync."""
 
     @property
     def start(self) -> Position:
@@ -95,8 +103,10 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
         UserError: a mistake in options or files, on every process, before anything started.
     """
     job = prepare(params, world)
-    with job.lock or nullcontext():
+    with job.lock or nullcontext(), ExitStack() as beside:
         start_logging(job.folder, params.log, world)
+        if world.is_first:
+            beside.enter_context(copied(job.folder.path, job.remote, params.checkpoint.remote_sync_frequency))
         for warning in warnings:
             logging.warning(warning)
         for note in job.lineage.notes:
@@ -120,9 +130,12 @@ def prepare(params: Params, world: World) -> Job:
     """Check options, files and folder, and open the data. Raises UserError with every problem found."""
     problems = Problems()
     folder = choose_run_folder(params)
-    resumed = problems.attempt(find_resume, params.checkpoint, folder, world)
+    remote = RemoteFolder(params.checkpoint.remote_sync, folder.name) if params.checkpoint.remote_sync else None
+    resumed = problems.attempt(find_resume, params.checkpoint, folder, world, remote)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
+    if remote and world.is_first and params.checkpoint.resume is None:
+        problems.attempt(check_copy, remote, params.log.overwrite)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
     batch = problems.attempt(global_batch_size, params.batch, world.size)
     # files are looked at even where model or batch are wrong, so that all mistakes are told at once
@@ -145,9 +158,12 @@ def prepare(params: Params, world: World) -> Job:
     problems.found = from_all(problems.found)
     problems.raise_any()
     lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
+    if remote and lock and params.log.overwrite and params.checkpoint.resume is None:
+        problems.attempt(clear_copy, remote)
+    problems.found = from_all(problems.found)
     problems.raise_any()
     assert config and kernel and data and masks and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock)
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock, remote)
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
@@ -163,15 +179,19 @@ def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lin
     return length
 
 
-def find_resume(params: CheckpointParams, folder: RunFolder, world: World) -> tuple[str, RunState] | None:
-    """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning."""
+def find_resume(params: CheckpointParams, folder: RunFolder, world: World, remote: RemoteFolder | None) -> tuple[str, RunState] | None:
+    """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning.
+
+    `latest` is the newest one of the run folder and its copy; processes that don't see what the first one fetched fetch it too.
+    """
     found: tuple[str, RunState] | str | None = None
     if world.is_first:
         try:
             if params.resume is None:
                 _check_unused(params.checkpoint_dir)
             elif params.resume == "latest":
-                found = newest_run_state(params.checkpoint_dir or folder.checkpoints)
+                here = params.checkpoint_dir or folder.checkpoints
+                found = newest_of_both(folder.path, remote) if remote and not params.checkpoint_dir else newest_run_state(here)
             else:
                 found = (params.resume, read_run_state(params.resume))
         except (ValueError, OSError) as error:
@@ -179,6 +199,8 @@ def find_resume(params: CheckpointParams, folder: RunFolder, world: World) -> tu
     found = from_first(found)
     if isinstance(found, str):
         raise ValueError(found)
+    if found and remote and params.resume == "latest" and not params.checkpoint_dir:
+        see_state(folder.path, remote, found[1].step)
     return found
 
 
@@ -229,7 +251,8 @@ def describe(job: Job) -> None:
     if params.log.copy_codebase:
         copy_code(job.folder)
     for line in (
-        f"Run {job.folder.path}: {world.size} processes on {world.device.type}, open_lm {__version__}, torch {torch.__version__}",
+        f"Run {job.folder.path}: {world.size} processes on {device_name(world.device)}, open_lm {__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}" + (f", CUDA {torch.version.cuda}" if world.device.type == "cuda" else ""),
         *job.data.log_lines(),
         *job.data.length_lines(length.sequences_per_epoch, data_shape(job).start, data_shape(job).stop or 0),
         f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, job.data.streams)))} processes "
@@ -252,7 +275,7 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW, Averages]:
     model = Transformer(job.config, job.kernel)
     model.init_weights()
     _start_from_pretrained(model, job.params.model)
-    logging.info(f"Model {job.params.model.model}: {count_parameters(model):,} parameters")
+    describe_model(job, count_parameters(model))
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
     averages = Averages(spread, parse_averagers(job.params.averaging.averagers))
@@ -263,6 +286,24 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW, Averages]:
         averages.restart_unless(before, state.step)
         logging.info(f"Resumed from {path}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
     return spread, optimizer, averages
+
+
+def describe_model(job: Job, parameters: int) -> None:
+    """Log lines: size, arithmetic, and the peak that `mfu` is measured against."""
+    used = throughput(job, parameters)
+    logging.info(f"Model {job.params.model.model}: {parameters:,} parameters")
+    logging.info(
+        f"Of them {matmul_parameters(job.config, parameters):,} without the input embedding (N); "
+        f"{used.flops_per_token:,} FLOPs per token (6 N + 12 L A S, forward and backward)"
+    )
+    per_device = f"{used.peak.tflops:,.1f} TFLOP/s a device ({used.peak.source})" if used.peak else "unknown, so no mfu; give --peak-tflops"
+    logging.info(f"Peak of the arithmetic: {per_device}")
+
+
+def throughput(job: Job, parameters: int) -> Throughput:
+    """What tokens per second mean in this run."""
+    flops = flops_per_token(job.config, parameters, job.config.seq_len)
+    return Throughput(job.world.size, job.config.seq_len, flops, find_peak(job.world.device, job.params.log.peak_tflops))
 
 
 def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
@@ -318,7 +359,8 @@ def make_callbacks(job: Job, step: Step, averages: Averages, states: RunStates, 
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
     sinks = make_sinks(params.log, job.folder, params.flat(), job.start.step) if world.is_first else []
     keep = KeepAverages(averages, step, params.averaging.log_avg_model_training_loss)
-    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start, job.source_names, keep.metrics)
+    used = throughput(job, count_parameters(model))
+    log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, used, loader, job.start, job.source_names, keep.metrics)
     in_model, about = averages.in_model_by_name, about_weights(job)
     validation = InTraining(model, job.validation, validation_config(job), folder, params.model.model, log.validated, in_model)
     callbacks: list[Callback] = [

@@ -14,6 +14,7 @@ from torch import nn
 
 from open_lm.data.dataset import ValidationSet
 from open_lm.data.loader import Loader, validation_shape
+from open_lm.data.source_names import source_names
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.validation import validate
 
@@ -53,9 +54,15 @@ class InTraining:
         tell: Callable[[Mapping[str, Any], int], None],
         averages: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
     ):
-        """averages: by name, what puts an average into the model's weights for a while."""
+        """What is told, and of which weights.
+
+        Args:
+            tell: takes the numbers of one set and the step; with several sets their names begin with the set's, `<set>/loss`.
+            averages: by name, what puts an average into the model's weights for a while.
+        """
         self.model, self.sets, self.config, self.folder = model, sets, config, folder
         self.model_name, self.tell, self.averages = model_name, tell, averages or {}
+        self.names = dict(zip([one.name for one in sets], source_names([one.name for one in sets]), strict=True))
         self.metrics: list[dict[str, Any]] = []
         """Of the last validation of the model's own weights, one dict per set."""
 
@@ -90,7 +97,8 @@ class InTraining:
             f"token accuracy {100 * result.token_accuracy:.2f} %{bits} ({result.tokens} tokens)"
         )
         if config.rank == 0:
-            self.tell({f"{averager}/{key}" if averager else key: value for key, value in result.as_dict().items()}, position.step)
+            prefix = (f"{averager}/" if averager else "") + (f"{self.names[one.name]}/" if len(self.sets) > 1 else "")
+            self.tell({prefix + name: value for name, value in result.as_dict().items()}, position.step)
         return {
             **result.as_dict(),
             "step": position.step,

@@ -47,7 +47,6 @@ _NOT_YET = {
     "fsdp_hybrid": "hybrid sharding is not built yet; use --fsdp",
     "fsdp_hybrid_o2": "hybrid sharding is not built yet; use --fsdp",
     "experimental_meta_device": "the model is always built on the CPU yet; leave the flag out",
-    "remote_sync": "remote sync is not built yet; copy the run folder yourself",
 }
 """Options that are known but whose feature is not built yet: any value but the default stops with this remedy."""
 
@@ -61,6 +60,7 @@ _NOT_YET_CHOICES = {
 _AT_LEAST_ONE = (
     *("batch_size", "global_batch_size", "accum_freq", "epochs", "train_num_samples", "val_num_samples"),
     *("data_streams", "shuffle_window", "log_every_n_steps", "val_frequency", "global_val_batch_size"),
+    "remote_sync_frequency",
 )
 _AT_LEAST_ZERO = (
     *("workers", "seed", "warmup", "save_frequency", "save_every_steps"),
@@ -124,6 +124,10 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--log-avg-model-training-loss: only with --averagers"
     if v["val_data_key"] and len(v["val_data_key"]) != len(v["val_data"]):  # type: ignore[arg-type]
         yield f"--val-data-key: give one for each of the {len(v['val_data'])} --val-data"  # type: ignore[arg-type]
+    if str(v["remote_sync"]).startswith(("http://", "https://")):
+        yield f"--remote-sync {v['remote_sync']}: a web server can't be written to; give s3://bucket/path or a folder"
+    if v["peak_tflops"] is not None and v["peak_tflops"] <= 0:  # type: ignore[operator]
+        yield f"--peak-tflops {v['peak_tflops']}: give a number above 0"
     unknown = {r for item in v["report_to"] for r in item.split(",")} - {"", "tensorboard", "wandb", "all"}  # type: ignore[attr-defined]
     if unknown:
         yield f"--report-to {','.join(sorted(unknown))}: choose from tensorboard, wandb, all"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from open_lm.params.fields import flag
 
@@ -32,11 +33,12 @@ class CheckpointParams:
     delete_previous_checkpoint: bool = False
     """Delete the previous checkpoint once the new one is whole."""
     remote_sync: str | None = None
-    """Copy the run folder to this URL while training."""
+    """Copy the run folder while training to <this>/<name>: s3://bucket/path, another fsspec URL, or a folder; --resume latest looks there
+    too."""
     remote_sync_frequency: int = 300
-    """Seconds between copies."""
-    remote_sync_protocol: str = "s3"
-    """Protocol of --remote-sync."""
+    """Seconds between copies; the first is at the start, the last at the end."""
+    remote_sync_protocol: Literal["s3", "fsspec"] = "s3"
+    """Accepted; the URL of --remote-sync tells its protocol."""
 
 
 @dataclass(frozen=True)
@@ -61,5 +63,8 @@ class LogParams:
     """Write a log file for every process, not only the first."""
     debug: bool = False
     """Log at level DEBUG."""
+    peak_tflops: float | None = None
+    """Peak dense TFLOP/s of one device, against which mfu is logged. Default: the data sheet's in bf16, for GPUs that are known; else no
+    mfu."""
     copy_codebase: bool = False
     """Copy the source code into the run folder."""

@@ -44,10 +44,13 @@ class Payload(NamedTuple):
     put: Callable[[Any, str], None]
 
 
-def upload(path: str | Path, url: str) -> Stored:
+def upload(path: str | Path, url: str, stop: threading.Event | None = None) -> Stored:
     """Copy a local file to a url, whole or not at all, and compare size and checksum on the other side. Returns what lies there.
 
     Memory: four parts of 8 MiB (more for files above 80 GB).
+
+    Args:
+        stop: when set, no further part is sent and no attempt is made again; the upload ends with StorageError.
 
     Raises:
         StorageError: after all attempts; there is then no half file under the name.
@@ -60,8 +63,9 @@ def upload(path: str | Path, url: str) -> Stored:
                 shutil.copyfileobj(file, copy, _HASHED)
             return stat(url)
         before = os.fstat(file.fileno())
-        read = partial(_pread, file.fileno())
-        stored = _send_and_compare(url, Payload(before.st_size, read, lambda clients, there: clients.put_file(str(path), there)))
+        read = partial(_pread_until, file.fileno(), url, stop)
+        put = lambda clients, there: clients.put_file(str(path), there)  # noqa: E731
+        stored = _send_and_compare(url, Payload(before.st_size, read, put), stop)
         after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ValueError(f"{path}: changed while it was uploaded to {url}; upload it again when nothing writes to it")
@@ -93,6 +97,12 @@ def remove(url: str) -> None:
             return
 
 
+def _pread_until(file: int, url: str, stopped: threading.Event | None, start: int, stop: int) -> bytes:
+    if stopped is not None and stopped.is_set():
+        raise StorageError(f"{url}: the upload was stopped")
+    return _pread(file, start, stop)
+
+
 def _pread(file: int, start: int, stop: int) -> bytes:
     data = b""
     while start + len(data) < stop:
@@ -105,7 +115,7 @@ def _pread(file: int, start: int, stop: int) -> bytes:
     return data
 
 
-def _send_and_compare(url: str, payload: Payload) -> Stored:
+def _send_and_compare(url: str, payload: Payload, stop: threading.Event | None = None) -> Stored:
     if is_http(url):
         raise ValueError(f"{url}: a web server can't be written to; give a local folder or s3://bucket/path")
     if is_s3(url) and not Bucket(url).key:
@@ -117,7 +127,7 @@ def _send_and_compare(url: str, payload: Payload) -> Stored:
         _send(url, payload)
         return _compare(url, payload, None)
 
-    return retry(url, once)
+    return retry(url, once, stop)
 
 
 def _compare(url: str, payload: Payload, expected: str | None) -> Stored:

@@ -1,24 +1,22 @@
-"""What a run tells while it trains: log lines, `metrics.jsonl`, TensorBoard, W&B, a progress bar. First process only."""
+"""What a run tells while it trains: the numbers of each log step, log lines, a progress bar. Where they go: `sinks`."""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from open_lm.params import LogParams
 from open_lm.train.loop import Nothing, Position
-from open_lm.train.run_folder import RunFolder
 from open_lm.train.schedule import RunLength
+from open_lm.train.sinks import Sink
 from open_lm.train.step import StepResult
+from open_lm.train.throughput import Throughput, memory
 
 
 class Waits(Protocol):
@@ -34,104 +32,6 @@ class Waits(Protocol):
         ...
 
 
-class Sink(Protocol):
-    """Somewhere that metrics go."""
-
-    def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
-        """Write the numbers of one step of `train` or `valid`."""
-
-    def close(self) -> None:
-        """Flush."""
-
-
-class JsonLines:
-    """`metrics.jsonl`: one object per log step of training."""
-
-    def __init__(self, path: Path, start_step: int):
-        _drop_after(path, start_step)
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
-
-    def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
-        """Training metrics only; validations are in results.jsonl."""
-        if group == "train":
-            self.file.write(json.dumps(metrics) + "\n")
-            self.file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-
-
-def _drop_after(path: Path, start_step: int) -> None:
-    """Remove the lines of steps that a resumed run makes again, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= start_step:
-                kept.append(line)
-        except ValueError:
-            logging.warning(f"{path}: dropped a line that is no JSON")
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-class TensorBoard:
-    """Event files in `tensorboard/`; a resumed run purges the steps that it makes again."""
-
-    def __init__(self, path: Path, start_step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(path), purge_step=start_step + 1 if start_step else None)
-
-    def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
-        """Numbers as `<group>/<name>` by step."""
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self.writer.add_scalar(f"{group}/{name}", value, step)
-
-    def close(self) -> None:
-        """Flush the event file."""
-        self.writer.close()
-
-
-class Wandb:
-    """A W&B run of the same name and id, continued on resume. WANDB_MODE=offline works."""
-
-    def __init__(self, params: LogParams, folder: RunFolder, config: Mapping[str, Any]):
-        import wandb
-
-        self.run = wandb.init(
-            project=params.wandb_project_name,
-            name=folder.name,
-            id=folder.name,
-            notes=params.wandb_notes,
-            dir=folder.path,
-            resume="allow",
-            config=dict(config),
-        )
-
-    def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
-        """Numbers as `<group>/<name>` by step."""
-        values = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, (int, float))}
-        self.run.log(values, step=step)
-
-    def close(self) -> None:
-        """Finish the W&B run."""
-        self.run.finish()
-
-
-def make_sinks(params: LogParams, folder: RunFolder, config: Mapping[str, Any], start_step: int) -> list[Sink]:
-    """metrics.jsonl always; TensorBoard and W&B by --report-to."""
-    wanted = {name for item in params.report_to for name in item.split(",")}
-    sinks: list[Sink] = [JsonLines(folder.metrics, start_step)]
-    if wanted & {"tensorboard", "all"}:
-        sinks.append(TensorBoard(folder.path / "tensorboard", start_step))
-    if wanted & {"wandb", "all"}:
-        sinks.append(Wandb(params, folder, config))
-    return sinks
-
-
 class MetricsLog(Nothing):
     """Reads the device every --log-every-n-steps steps, and tells every sink. On every process, since reading must be done by all.
 
@@ -145,12 +45,13 @@ class MetricsLog(Nothing):
         sinks: list[Sink],
         every: int,
         length: RunLength,
+        throughput: Throughput,
         waits: Waits,
         start: Position,
         source_names: Sequence[str] = (),
         more: Callable[[], Mapping[str, float]] = dict,
     ):
-        self.more = more
+        self.throughput, self.more = throughput, more
         self.sinks, self.every, self.length, self.waits, self.source_names = sinks, every, length, waits, source_names
         self.since, self.before, self.waited, self.fetched = time.perf_counter(), start, 0.0, 0
         self.bad_steps: list[Tensor] = []
@@ -175,9 +76,10 @@ class MetricsLog(Nothing):
             "loss": loss,
             "lr": position.lr,
             "grad_norm": grad_norm,
-            "tokens_per_second": (position.tokens - self.before.tokens) / (now - self.since),
+            **self.throughput.rates((position.tokens - self.before.tokens) / (now - self.since)),
             "seconds": now - self.since,
             "data_wait_seconds": max(waits) / 1e6,
+            **memory(result.loss.device),
             **self._source_losses(),
             **self.more(),
         }
@@ -227,9 +129,10 @@ def over_processes(count: int, device: torch.device) -> int:
 
 def _log_line(m: Mapping[str, Any], length: RunLength) -> str:
     done = 100 * m["step"] / length.total_steps
+    mfu = f" MFU: {100 * m['mfu']:.1f}%" if "mfu" in m else ""
     return (
         f"Step {m['step']}/{length.total_steps} ({done:.0f}%) Epoch: {m['epoch']} Loss: {m['loss']:.3f} LR: {m['lr']:.3g} "
-        f"Grad norm: {m['grad_norm']:.3f} Tokens/s: {m['tokens_per_second']:,.0f} Data (s): {m['data_wait_seconds']:.3f}"
+        f"Grad norm: {m['grad_norm']:.3f} Tokens/s: {m['tokens_per_second']:,.0f}{mfu} Data (s): {m['data_wait_seconds']:.3f}"
     )
 
 

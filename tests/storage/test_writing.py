@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -230,3 +231,17 @@ def test_any_other_file_system_gets_whole_files_that_are_compared(long_file: Pat
         storage.write_bytes("memory://writing/x", b"another")
     assert storage.read_bytes("memory://writing/x") == b"small"
     assert [stored.url for stored in storage.list_files("memory://writing/")] == ["memory://writing/x"]
+
+
+def test_an_upload_that_is_stopped_ends_without_further_parts_or_attempts(faults: FaultyProxy, s3: Bucket, tmp_path: Path) -> None:
+    path, stop = tmp_path / "many.bin", threading.Event()
+    path.write_bytes(LONG * 8)  # 17 parts
+    faults.add(503, times=99, method="PUT", path="partNumber=1&")
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(storage.StorageError):
+        storage.upload(path, s3.url("x"), stop)
+    assert stop.wait(5) and s3.keys() == [] and s3.uploads() == []
+    faults.requests.clear()
+    with pytest.raises(storage.StorageError, match="the upload was stopped"):
+        storage.upload(path, s3.url("x"), stop)
+    assert not any("partNumber" in request for request in faults.requests)

@@ -24,7 +24,8 @@ def test_a_run_learns_and_leaves_what_it_promises(bench: Any, main_here: Main) -
     assert len(losses) == 30
     assert losses[-1] < 0.6 * losses[0]
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[9]).keys() == {
-        *("step", "epoch", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "seconds", "data_wait_seconds")
+        *("step", "epoch", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "tokens_per_second_per_process"),
+        *("samples_per_second", "seconds", "data_wait_seconds", "host_memory_gb"),
     }
     params = yaml.safe_load((folder / "params.txt").read_text())
     assert (folder / "plans.json").is_file()
@@ -251,7 +252,7 @@ def test_all_mistakes_are_told_at_once_before_work(bench: Any, main_here: Main, 
 
 def test_flags_of_later_features_stop_with_one_line() -> None:
     with pytest.raises(UserError) as caught:
-        parse_params(["--train-data", "x", "--hf-model", "gpt2", "--remote-sync", "s3://b", "--precision", "amp"])
+        parse_params(["--train-data", "x", "--hf-model", "gpt2", "--log-logit-mean", "--precision", "amp"])
     assert len(caught.value.problems) == 3
 
 
