@@ -14,8 +14,12 @@ import torch
 from torch import nn
 
 from open_lm import __version__
-from open_lm.checkpoint.run_state import RunState, load_tensors, newest_run_state, read_run_state, state_tensors
-from open_lm.checkpoint.weights import load_weights, read_weights
+from open_lm.checkpoint.average import average_weights
+from open_lm.checkpoint.epoch_pair import is_pair, load_pair, place_in_data
+from open_lm.checkpoint.find import Found
+from open_lm.checkpoint.load import open_weights
+from open_lm.checkpoint.run_state import RunState, load_tensors, state_tensors
+from open_lm.checkpoint.weights import load_weights
 from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
@@ -27,16 +31,17 @@ from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
-from open_lm.params import ModelParams, Params, Problems
+from open_lm.params import Params, Problems
 from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
 from open_lm.train.optimizer import make_optimizer
-from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
+from open_lm.train.parallel import World, autocast_dtype, from_all, parallelize
 from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
 from open_lm.train.saving import RunStates, SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
+from open_lm.train.start import find_start
 from open_lm.train.step import Step, StepConfig
 
 
@@ -54,7 +59,10 @@ class Job:
     validation: tuple[ValidationSet, ...]
     length: RunLength
     lineage: Lineage
-    resumed: tuple[Path, RunState] | None
+    resumed: Found | None
+    """The state whose position the run goes on from."""
+    restored: Path | str | None
+    """What model and optimizer are taken from: that state, or one whose position is not taken (--reset-trainer-state)."""
     lock: IO[str] | None
     """Of the run folder, on the first process."""
 
@@ -89,7 +97,7 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
             logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
             return
         if world.is_first:
-            describe(job)
+            describe_run(job)
         try:
             train_job(job, *build(job))
         except ValueError as error:
@@ -104,7 +112,7 @@ def prepare(params: Params, world: World) -> Job:
     """Check options, files and folder, and open the data. Raises UserError with every problem found."""
     problems = Problems()
     folder = choose_run_folder(params)
-    resumed = problems.attempt(find_resume, params.checkpoint.resume, folder, world)
+    resumed, restored = problems.attempt(find_start, params, folder, world) or (None, None)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
@@ -123,6 +131,7 @@ def prepare(params: Params, world: World) -> Job:
         )
     if config and batch and data:
         problems.attempt(check_processes, world.size, batch, data.streams)
+        resumed = (resumed[0], place_in_data(resumed[1], batch, config.seq_len)) if resumed else None
         lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
     if config and batch and data and lineage:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
@@ -131,7 +140,7 @@ def prepare(params: Params, world: World) -> Job:
     lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
     problems.raise_any()
     assert config and kernel and data and masks and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock)
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock)
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
@@ -145,25 +154,6 @@ def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lin
     # an epoch of one pass is asked for as often as there are epochs
     data.check_length(rows, params.data.multiple_data_passes or told is None)
     return length
-
-
-def find_resume(resume: str | None, folder: RunFolder, world: World) -> tuple[Path, RunState] | None:
-    """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning."""
-    if resume is None:
-        return None
-    found: tuple[Path, RunState] | str | None = None
-    if world.is_first:
-        try:
-            if resume == "latest":
-                found = newest_run_state(folder.checkpoints)
-            else:
-                found = (Path(resume), read_run_state(Path(resume)))
-        except ValueError as error:
-            found = f"--resume {resume}: {error}"
-    found = from_first(found)
-    if isinstance(found, str):
-        raise ValueError(found)
-    return found
 
 
 def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
@@ -180,7 +170,7 @@ def data_shape(job: Job) -> LoaderShape:
     return LoaderShape(job.world.rank, job.world.size, job.length.global_batch_size, job.data.streams, start, stop)
 
 
-def describe(job: Job) -> None:
+def describe_run(job: Job) -> None:
     """The start of the log, params.txt, and what else lies in the run folder from the beginning."""
     params, world, length = job.params, job.world, job.length
     resolved = {
@@ -227,21 +217,34 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
     torch.manual_seed(job.params.data.seed)
     model = Transformer(job.config, job.kernel)
     model.init_weights()
-    _start_from_pretrained(model, job.params.model)
+    if job.restored is None:
+        start_weights(model, job.params)
     logging.info(f"Model {job.params.model.model}: {count_parameters(model):,} parameters")
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
+    if job.restored:
+        if is_pair(job.restored):
+            load_pair(job.restored, spread, optimizer)
+        else:
+            load_tensors(Path(job.restored), state_tensors(spread, optimizer))
     if job.resumed:
         path, state = job.resumed
-        load_tensors(path, state_tensors(spread, optimizer))
         logging.info(f"Resumed from {path}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
+    elif job.restored:
+        logging.info(f"Model and optimizer from {job.restored}; step, schedule and data begin anew")
     return spread, optimizer
 
 
-def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
-    if params.pretrained:
-        load_weights(model, read_weights(params.pretrained).state_dict, params.pretrained)
-        logging.info(f"Weights from {params.pretrained}")
+def start_weights(model: Transformer, params: Params) -> None:
+    """The weights of --pretrained or --average, if one is given. Raises ValueError where they are not read or of another model."""
+    if params.model.pretrained:
+        file, path = open_weights(params.model.pretrained)
+        load_weights(model, file.state_dict, path)
+        logging.info(f"Weights from {path}")
+    if params.averaging.average:
+        file = average_weights(params.averaging.average, params.averaging.average_coefficients)
+        load_weights(model, file.state_dict, "--average")
+        logging.info("Weights: " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"]))
 
 
 def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
@@ -277,15 +280,19 @@ def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loa
     """What happens beside training, in its order: log, save the run state, validate, save weights with the validation."""
     params, world = job.params, job.world
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
+
+    def describe(position: Position) -> RunState:
+        return run_state(job, position)
+
     sinks = make_sinks(params.log, job.folder, params.flat(), job.start.step) if world.is_first else []
     log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, loader, job.start, job.source_names)
     validation = InTraining(model, job.validation, validation_config(job), job.folder.checkpoints, params.model.model, log.validated)
     callbacks: list[Callback] = [
         LauncherWatch(),
         log,
-        RunStates(job.folder.checkpoints, plan, model, optimizer, lambda position: run_state(job, position), world),
+        RunStates(job.folder.checkpoints, plan, model, optimizer, describe, world),
         validation,
-        Weights(job.folder.checkpoints, plan, model, about_weights(job), lambda: validation.metrics, world),
+        Weights(job.folder.checkpoints, plan, model, optimizer, about_weights(job), describe, lambda: validation.metrics, world),
     ]
     return [*callbacks, ProgressBar(job.length, job.start)] if world.is_first else callbacks
 
