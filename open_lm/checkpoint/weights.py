@@ -48,7 +48,8 @@ def _numpy_scalars() -> list[Any]:
 def read_pt(path: str) -> Any:
     """The content of a .pt file, tensors on the CPU, without running anything in it.
 
-    The tensors are mapped, not read: those that are not used cost neither time nor memory.
+    The tensors are mapped, not read: those that are not used cost neither time nor memory. While they live, nothing may write into
+    the file in place; to replace it, as this project does, is harmless.
 
     Args:
         path: a local file, or a URL, which is fetched into the temporary folder first.
