@@ -197,7 +197,7 @@ def test_inspect_tells_what_each_form_is(tmp_path: Path, shared: Path) -> None:
     assert "hidden_dim 16" in state and f"{count:,} parameters, float32" in state and "seed 0, rows of 8 tokens" in state
     unshard(str(step), str(tmp_path / "epoch_3.pt"), optimizer=True)
     assert f"{count:,} parameters, float32" in "\n".join(describe_checkpoint(str(tmp_path / "epoch_3.pt")))
-    assert "moments of 18 parameters, by numbers" in "\n".join(describe_checkpoint(str(tmp_path / "optimizer_3.pt")))
+    assert "moments of 20 parameters, by numbers" in "\n".join(describe_checkpoint(str(tmp_path / "optimizer_3.pt")))
     left = "\n".join(describe_checkpoint(str(shared / "data/golden/reference_run")))
     assert "epoch 2, step 24" in left and "175,776 parameters" in left and "vocabulary 384, width 48, 3 layers" in left
     assert "is_final_checkpoint: True" in "\n".join(describe_checkpoint(str(shared / "data/golden/reference_run/checkpoints/stats_2.pt")))

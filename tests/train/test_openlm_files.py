@@ -75,6 +75,7 @@ def test_the_moments_that_openlm_left_are_those_of_each_parameter(left: Path) ->
             assert torch.equal(optimizer.state[parameter][key], moments[number][key]), name
 
 
+@pytest.mark.slow
 def test_a_run_of_openlm_continued_twice_is_one_run(left: Path) -> None:
     shutil.copytree(left, left.parent / "again")
     assert go_on(left) == 0
