@@ -14,10 +14,13 @@ import torch
 from torch import nn
 
 from open_lm import __version__
+from open_lm.checkpoint.average import average_weights
+from open_lm.checkpoint.epoch_pair import is_pair, load_pair, place_in_data
+from open_lm.checkpoint.find import Found
+from open_lm.checkpoint.load import open_weights
 from open_lm.checkpoint.part_reader import load_tensors
-from open_lm.checkpoint.run_state import RunState, newest_run_state, read_run_state, state_tensors
-from open_lm.checkpoint.state_folder import run_states
-from open_lm.checkpoint.weights import load_weights, read_weights
+from open_lm.checkpoint.run_state import RunState, state_tensors
+from open_lm.checkpoint.weights import load_weights
 from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
@@ -31,16 +34,16 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
-from open_lm.params import CheckpointParams, ModelParams, Params, Problems
+from open_lm.params import Params, Problems
 from open_lm.params.averagers import parse_averagers
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
 from open_lm.train.launcher import LauncherWatch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, over_processes
 from open_lm.train.optimizer import make_optimizer
-from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
+from open_lm.train.parallel import World, autocast_dtype, from_all, parallelize
 from open_lm.train.remote_folder import RemoteFolder
-from open_lm.train.remote_resume import check_copy, clear_copy, newest_of_both, see_state
+from open_lm.train.remote_resume import check_copy, clear_copy
 from open_lm.train.remote_sync import copied
 from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
@@ -48,6 +51,7 @@ from open_lm.train.run_states import RunStates
 from open_lm.train.saving import SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
 from open_lm.train.sinks import make_sinks
+from open_lm.train.start import find_start
 from open_lm.train.step import Step, StepConfig
 from open_lm.train.throughput import Throughput, device_name, find_peak
 
@@ -66,7 +70,10 @@ class Job:
     validation: tuple[ValidationSet, ...]
     length: RunLength
     lineage: Lineage
-    resumed: tuple[str, RunState] | None
+    resumed: Found | None
+    """The state whose position the run goes on from."""
+    restored: str | None
+    """What model and optimizer are taken from: that state, or one whose position is not taken (--reset-trainer-state)."""
     lock: IO[str] | None
     """Of the run folder, on the first process."""
     remote: RemoteFolder | None = None
@@ -115,7 +122,7 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
             logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
             return
         if world.is_first:
-            describe(job)
+            describe_run(job)
         try:
             train_job(job, *build(job))
         except ValueError as error:
@@ -131,7 +138,7 @@ def prepare(params: Params, world: World) -> Job:
     problems = Problems()
     folder = choose_run_folder(params)
     remote = RemoteFolder(params.checkpoint.remote_sync, folder.name) if params.checkpoint.remote_sync else None
-    resumed = problems.attempt(find_resume, params.checkpoint, folder, world, remote)
+    resumed, restored = problems.attempt(find_start, params, folder, world, remote) or (None, None)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
     if remote and world.is_first and params.checkpoint.resume is None:
@@ -152,6 +159,7 @@ def prepare(params: Params, world: World) -> Job:
         )
     if config and batch and data:
         problems.attempt(check_processes, world.size, batch, data.streams)
+        resumed = (resumed[0], place_in_data(resumed[1], batch, config.seq_len)) if resumed else None
         lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
     if config and batch and data and lineage:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
@@ -163,7 +171,7 @@ def prepare(params: Params, world: World) -> Job:
     problems.found = from_all(problems.found)
     problems.raise_any()
     assert config and kernel and data and masks and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock, remote)
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote)
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
@@ -177,37 +185,6 @@ def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lin
     # an epoch of one pass is asked for as often as there are epochs
     data.check_length(rows, params.data.multiple_data_passes or told is None)
     return length
-
-
-def find_resume(params: CheckpointParams, folder: RunFolder, world: World, remote: RemoteFolder | None) -> tuple[str, RunState] | None:
-    """The run state that --resume means: the first process looks, all get its answer. None to start from the beginning.
-
-    `latest` is the newest one of the run folder and its copy; processes that don't see what the first one fetched fetch it too.
-    """
-    found: tuple[str, RunState] | str | None = None
-    if world.is_first:
-        try:
-            if params.resume is None:
-                _check_unused(params.checkpoint_dir)
-            elif params.resume == "latest":
-                here = params.checkpoint_dir or folder.checkpoints
-                found = newest_of_both(folder.path, remote) if remote and not params.checkpoint_dir else newest_run_state(here)
-            else:
-                found = (params.resume, read_run_state(params.resume))
-        except (ValueError, OSError) as error:
-            found = f"--resume {params.resume}: {error}" if params.resume else str(error)
-    found = from_first(found)
-    if isinstance(found, str):
-        raise ValueError(found)
-    if found and remote and params.resume == "latest" and not params.checkpoint_dir:
-        see_state(folder.path, remote, found[1].step)
-    return found
-
-
-def _check_unused(folder: str | None) -> None:
-    """Raises ValueError where a new run would put its run states among those of another."""
-    if folder and run_states(folder):
-        raise ValueError(f"--checkpoint-dir {folder}: holds run states; give --resume latest to continue from them, or another folder")
 
 
 def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
@@ -225,7 +202,7 @@ def data_shape(job: Job) -> LoaderShape:
     return LoaderShape(job.world.rank, job.world.size, job.length.global_batch_size, job.data.streams, start, stop)
 
 
-def describe(job: Job) -> None:
+def describe_run(job: Job) -> None:
     """The start of the log, params.txt, and what else lies in the run folder from the beginning."""
     params, world, length = job.params, job.world, job.length
     resolved = {
@@ -274,18 +251,32 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW, Averages]:
     torch.manual_seed(job.params.data.seed)
     model = Transformer(job.config, job.kernel)
     model.init_weights()
-    _start_from_pretrained(model, job.params.model)
+    if job.restored is None:
+        start_weights(model, job.params)
     describe_model(job, count_parameters(model))
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
     averages = Averages(spread, parse_averagers(job.params.averaging.averagers))
-    if job.resumed:
-        path, state = job.resumed
-        before = state.params.get("averagers")
-        load_tensors(path, state_tensors(spread, optimizer, averages.tensors(averages.saved(before))))
-        averages.restart_unless(before, state.step)
-        logging.info(f"Resumed from {path}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
+    if job.restored:
+        restore(job, spread, optimizer, averages)
     return spread, optimizer, averages
+
+
+def restore(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, averages: Averages) -> None:
+    """Model, optimizer and averages as they were saved; averages that were not begin from the weights."""
+    assert job.restored
+    before = job.resumed[1].params.get("averagers") if job.resumed else None
+    if is_pair(job.restored):
+        before = None  # such files hold no averages
+        load_pair(job.restored, model, optimizer)
+    else:
+        load_tensors(job.restored, state_tensors(model, optimizer, averages.tensors(averages.saved(before))))
+    averages.restart_unless(before, job.start.step)
+    if job.resumed:
+        state = job.resumed[1]
+        logging.info(f"Resumed from {job.restored}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
+    else:
+        logging.info(f"Model and optimizer from {job.restored}; step, schedule and data begin anew")
 
 
 def describe_model(job: Job, parameters: int) -> None:
@@ -306,10 +297,16 @@ def throughput(job: Job, parameters: int) -> Throughput:
     return Throughput(job.world.size, job.config.seq_len, flops, find_peak(job.world.device, job.params.log.peak_tflops))
 
 
-def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
-    if params.pretrained:
-        load_weights(model, read_weights(params.pretrained).state_dict, params.pretrained)
-        logging.info(f"Weights from {params.pretrained}")
+def start_weights(model: Transformer, params: Params) -> None:
+    """The weights of --pretrained or --average, if one is given. Raises ValueError where they are not read or of another model."""
+    if params.model.pretrained:
+        file, path = open_weights(params.model.pretrained)
+        load_weights(model, file.state_dict, path)
+        logging.info(f"Weights from {path}")
+    if params.averaging.average:
+        file = average_weights(params.averaging.average, params.averaging.average_coefficients)
+        load_weights(model, file.state_dict, "--average")
+        logging.info("Weights: " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"]))
 
 
 def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, averages: Averages) -> None:
@@ -369,7 +366,7 @@ def make_callbacks(job: Job, step: Step, averages: Averages, states: RunStates, 
         log,
         states,
         validation,
-        Weights(folder, plan, model, about, lambda: validation.metrics, world),
+        Weights(folder, plan, model, step.optimizer, about, states.describe, lambda: validation.metrics, world),
         SaveAverages(folder, plan, averages, about, world),
     ]
     return [*callbacks, ProgressBar(job.length, job.start)] if world.is_first else callbacks

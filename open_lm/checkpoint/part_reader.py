@@ -39,13 +39,28 @@ def load_tensors(state: str | os.PathLike[str], tensors: dict[str, Tensor]) -> N
     Raises:
         ValueError: the state is of another model, with the first differences; or damaged.
     """
-    url = str(state)
-    metadata, checksums = _read_metadata(url), _read_checksums(url)
-    _check_same_model(url, metadata.state_dict_metadata, tensors)
+    metadata = _read_metadata(str(state))
+    _check_same_model(str(state), metadata.state_dict_metadata, tensors)
+    _fill(str(state), metadata, tensors, alone=not dist.is_initialized())
+
+
+def saved_shapes(state: str | os.PathLike[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """What a run state holds: `model.<parameter>`, `optimizer.<parameter>.<moment>`, ... Raises ValueError where it is not read."""
+    saved: dict[str, Any] = _read_metadata(str(state)).state_dict_metadata
+    return {name: (value.size, value.properties.dtype) for name, value in saved.items()}
+
+
+def load_some(state: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
+    """Fill some of a run state's tensors, whole ones, in this process alone. Raises ValueError where it is damaged."""
+    _fill(str(state), _read_metadata(str(state)), tensors, alone=True)
+
+
+def _fill(url: str, metadata: Metadata, tensors: dict[str, Tensor], alone: bool) -> None:
+    reader = _PartReader(url, metadata, _read_checksums(url))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is what is meant
-            dcp.load(tensors, storage_reader=_PartReader(url, metadata, checksums), no_dist=not dist.is_initialized())
+            dcp.load(tensors, storage_reader=reader, no_dist=alone)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise (cause if isinstance(cause, (ValueError, OSError)) else ValueError(f"checkpoint {url}: is not read: {cause!r}")) from error

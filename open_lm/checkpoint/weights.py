@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from open_lm import storage
 from open_lm.params.fields import nearest
@@ -44,21 +48,41 @@ def _numpy_scalars() -> list[Any]:
 def read_pt(path: str) -> Any:
     """The content of a .pt file, tensors on the CPU, without running anything in it.
 
+    The tensors are mapped, not read: those that are not used cost neither time nor memory. While they live, nothing may write into
+    the file in place; to replace it, as this project does, is harmless.
+
+    Args:
+        path: a local file, or a URL, which is fetched into the temporary folder first.
+
     Raises:
         ValueError: absent, not whole, or with content that only unpickling could give.
     """
     try:
-        with storage.open_read(path) as file, torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=None)
+        with _at_hand(path) as file, torch.serialization.safe_globals(_numpy_scalars()):
+            mapped = True if zipfile.is_zipfile(file) else None  # files of PyTorch before 1.6 can't be
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path}: no such file") from None
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"checkpoint {path}: holds more than tensors and plain values, so it is not read: {reason}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f"checkpoint {path}: not a whole checkpoint file: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from None
+
+
+@contextlib.contextmanager
+def _at_hand(path: str) -> Iterator[Path]:
+    """The file itself, or a local copy of a remote one for as long as it is being opened; a mapping of it stays valid."""
+    if not storage.is_remote(path):
+        yield storage.local_path(path)
+        return
+    with tempfile.NamedTemporaryFile(prefix="openlm-", suffix=".pt") as copy:
+        with storage.open_read(path) as file:
+            shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        yield Path(copy.name)
 
 
 def read_weights(path: str) -> WeightsFile:
@@ -79,7 +103,7 @@ def read_weights(path: str) -> WeightsFile:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights into a plain (unsharded) model.
+    """Copy weights into a model, plain or spread over processes; each of those takes its part, without communication.
 
     Args:
         weights: by parameter name; one name of a tied tensor is enough.
@@ -88,7 +112,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     Raises:
         ValueError: names or shapes of another model, with the first differences.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = {clean_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     same = {name: [other for other, q in named.items() if q is p] for name, p in named.items()}
     given = {name: value for name, value in weights.items() if not name.endswith("inv_freq")}
     problems = [f"has {name}, which the model lacks.{nearest(name, named)}" for name in given if name not in named]
@@ -104,9 +128,23 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     if problems:
         more = f" (and {len(problems) - 3} more differences)" if len(problems) > 3 else ""
         raise ValueError(f"checkpoint {source}: belongs to another model: {'; '.join(problems[:3])}{more}; check --model")
-    with torch.no_grad():
-        for name, value in found.items():
-            named[name].copy_(value)
+    for name, value in found.items():
+        fill(named[name], value)
+
+
+@torch.no_grad()
+def fill(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one of the same shape: plain, or this process's shard of it."""
+    if isinstance(target, DTensor):
+        whole = value.to(target.device)
+        target.to_local().copy_(distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None).to_local())
+    else:
+        target.copy_(value)
+
+
+def openlm_order(names: Iterable[str]) -> list[str]:
+    """Parameter names of our model in the order of OpenLM's, which numbers the parameters of an optimizer by it."""
+    return sorted(names, key=lambda name: not name.startswith("post_embed_norm"))
 
 
 def write_weights(path: Path, state_dict: Mapping[str, Tensor], about: Mapping[str, Any], key: str = "state_dict") -> None:
@@ -117,7 +155,13 @@ def write_weights(path: Path, state_dict: Mapping[str, Tensor], about: Mapping[s
         key: under which the tensors lie.
     """
     with storage.atomic_write(path) as file:
-        torch.save({**about, key: dict(state_dict)}, file)
+        torch.save({**about, key: {name: state_dict[name] for name in openlm_order(state_dict)}}, file)
+
+
+def write_stats(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a `stats_N.pt`: plain values, whole or not at all."""
+    with storage.atomic_write(path) as file:
+        torch.save(dict(content), file)
 
 
 def newest_weights(folder: str | Path) -> Path | None:

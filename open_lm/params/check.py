@@ -37,13 +37,10 @@ _NOT_YET = {
     "val_seq_ci": "confidence intervals are not built yet",
     "val_tok_ci": "confidence intervals are not built yet",
     "val_max_pop_ci": "confidence intervals are not built yet",
-    "load_pretrained_state": "only weights are taken from --pretrained yet",
     "hf_model": "Hugging Face models are not trained yet; use --model",
     "hf_seq_len": "Hugging Face models are not trained yet; use --model",
     "hf_fsdp_block": "Hugging Face models are not trained yet; use --model",
     "log_logit_mean": "the mean of the logits is not logged yet",
-    "average": "checkpoint averaging is not built yet",
-    "average_coefficients": "checkpoint averaging is not built yet",
     "fsdp_hybrid": "hybrid sharding is not built yet; use --fsdp",
     "fsdp_hybrid_o2": "hybrid sharding is not built yet; use --fsdp",
     "experimental_meta_device": "the model is always built on the CPU yet; leave the flag out",
@@ -97,8 +94,9 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--dataset-manifest: is read without replacement; leave --dataset-resampled out, or give the shards by --train-data"
     if (v["dataset_resampled"] or synthetic) and v["train_num_samples"] is None and (sources or synthetic):
         yield "--train-num-samples: needed with --dataset-resampled or synthetic data, which have no end of their own"
-    if v["new_data_plan"] and v["resume"] is None:
+    if v["new_data_plan"] and v["resume"] is None and not v["load_pretrained_state"]:
         yield "--new-data-plan: only with --resume; a new run has no other plan"
+    yield from _starts(v)
     if v["train_data_upsampling_factors"] and not v["dataset_resampled"]:
         yield "--train-data-upsampling-factors: only for --dataset-resampled"
     yield from _mask_contradictions(v)
@@ -138,6 +136,21 @@ def _averagers(v: dict[str, object]) -> Iterator[str]:
         parse_averagers(v["averagers"])  # type: ignore[arg-type]
     except ValueError as error:
         yield str(error)
+
+
+def _starts(v: dict[str, object]) -> Iterator[str]:
+    """What a run may begin with."""
+    average, coefficients = v["average"], v["average_coefficients"]
+    assert isinstance(average, tuple) and isinstance(coefficients, tuple)
+    if v["load_pretrained_state"] and v["pretrained"] is None:
+        yield "--load-pretrained-state: needs --pretrained, whose state it takes"
+    if v["reset_trainer_state"] and v["resume"] in (None, "latest") and not v["load_pretrained_state"]:
+        shown = "--resume latest" if v["resume"] else "no --resume"
+        yield f"--reset-trainer-state with {shown}: give --resume PATH, or --pretrained PATH --load-pretrained-state"
+    if average and v["pretrained"]:
+        yield "--average and --pretrained: give one of them; --average starts from the average of its checkpoints"
+    if coefficients and len(coefficients) != len(average):
+        yield f"--average-coefficients: {len(coefficients)} given for {len(average)} checkpoints of --average; give one each, or none"
 
 
 def _mask_contradictions(v: dict[str, object]) -> Iterator[str]:

@@ -13,9 +13,11 @@ class CheckpointParams:
     """checkpoints"""
 
     resume: str | None = None
-    """`latest`, or the path or URL of a step_<n> folder, to continue from."""
+    """`latest`, or a path or URL to continue from: a step_<n> folder, an epoch_N.pt with its optimizer_N.pt, or a run folder."""
     checkpoint_dir: str | None = None
     """Folder or URL (s3://...) for this run's step_<n> run states. Default: the run folder's checkpoints/."""
+    reset_trainer_state: bool = False
+    """Take model and optimizer from --resume PATH (or --pretrained with --load-pretrained-state); step, schedule and data begin anew."""
     save_frequency: int = 1
     """Epochs between checkpoints; 0 saves at the end of the run only."""
     save_every_steps: int = 0
@@ -32,6 +34,8 @@ class CheckpointParams:
     """Also save at epochs that --save-frequency passes over; such a checkpoint goes when the next one is whole."""
     delete_previous_checkpoint: bool = False
     """Delete the previous checkpoint once the new one is whole."""
+    save_openlm_optimizer: bool = False
+    """Write optimizer_N.pt beside each epoch_N.pt, as OpenLM does; twice the size of the weights."""
     remote_sync: str | None = None
     """Copy the run folder while training to <this>/<name>: s3://bucket/path, another fsspec URL, or a folder; --resume latest looks there
     too."""

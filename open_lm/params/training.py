@@ -32,9 +32,9 @@ class ModelParams:
     attn_name: Literal["auto", "torch_attn", "xformers_attn", "xformers_attn_variable_length", "custom_attn"] = "auto"
     """Attention kernel: auto and torch_attn are PyTorch's scaled_dot_product_attention."""
     pretrained: str | None = None
-    """Checkpoint whose weights a new run starts from."""
+    """Checkpoint whose weights a new run starts from: a .pt file, a step_<n> folder or a run folder, local or behind a URL."""
     load_pretrained_state: bool = False
-    """With --pretrained: take the optimizer state too."""
+    """Go on from --pretrained in a new run: its optimizer, step and schedule too."""
     hf_model: str | None = None
     """Train a Hugging Face causal language model."""
     hf_seq_len: int | None = None
@@ -88,9 +88,9 @@ class AveragingParams:
     """weight averaging"""
 
     average: tuple[str, ...] = ()
-    """Checkpoints to average before a validation."""
+    """Checkpoints whose average a new run starts from; each as for --pretrained."""
     average_coefficients: tuple[float, ...] = ()
-    """Weight of each checkpoint of --average."""
+    """Weight of each checkpoint of --average; default 1/n each."""
     averagers: str | None = None
     """Running averages of the weights, e.g. ema_0.999_1,poly_16_1: `ema_<gamma>_<freq>` keeps gamma of the old average every freq
     steps; `poly_<eta>_<freq>` weighs the weights of the n-th update by about n^eta."""

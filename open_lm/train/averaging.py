@@ -234,5 +234,5 @@ class SaveAverages(Nothing):
         write_weights(path, tensors, about, key="av_model_sd")
         logging.info(f"Saved {path}")
         for earlier in range(1, position.epoch):
-            if self.plan.delete_previous or not self.plan.regular(earlier):
+            if self.plan.passing(earlier):
                 (self.folder / f"{name}_{earlier}.pt").unlink(missing_ok=True)

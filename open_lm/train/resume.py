@@ -65,10 +65,16 @@ def resume_lineage(
     Raises:
         ValueError: with every difference that is not allowed, in words.
     """
-    data = differences(state.plan, description)
+    data = differences(state.plan, description) if state.plan else _foreign(state, config)
     _refuse(state, data, description, config, new_plan)
     plans = tuple(state.plans) or ({"first": 0, "plan": state.plan},)
     notes = []
+    if not state.plan:
+        plans = ({"first": 0, "plan": description},)
+        notes.append(
+            f"OpenLM's own order of the data can't be continued: the run goes on at row {state.sequences} (its steps times its batch) "
+            "of this project's order, which may hold rows that it has seen"
+        )
     if data:
         plans = (*plans, {"first": state.sequences, "plan": description, **(about or {})})
         notes.append(f"--new-data-plan: from sequence {state.sequences} on, after step {state.step}: {'; '.join(data)}")
@@ -87,6 +93,12 @@ def resume_lineage(
     return Lineage(plans, batches, tuple(notes))
 
 
+def _foreign(state: RunState, config: ModelConfig) -> list[str]:
+    """What differs from a run that OpenLM left, of whose data only the length of the rows is known."""
+    before = state.batches[-1]["seq_len"]
+    return [] if before == config.seq_len else [f"the sequence length was {before}, is {config.seq_len}"]
+
+
 def _batch(step: int, sequences: int, tokens: int, global_batch_size: int, seq_len: int) -> dict[str, int]:
     return {"step": step, "sequences": sequences, "tokens": tokens, "global_batch_size": global_batch_size, "seq_len": seq_len}
 
@@ -99,7 +111,8 @@ def _refuse(state: RunState, data: list[str], description: dict[str, Any], confi
     """Raises ValueError for differences that stand in the way."""
     new = config.to_dict()
     free = {"seq_len"} if new_plan else set()
-    keys = [k for k in {**new, **state.model_config} if k not in free and state.model_config.get(k) != new.get(k)]
+    known = state.model_config  # empty for a run that OpenLM left; there the shapes of the weights tell
+    keys = [k for k in {**new, **known} if known and k not in free and known.get(k) != new.get(k)]
     model = [f"--model: {key} was {state.model_config.get(key)}, is {new.get(key)}" for key in keys]
     tokenizers = state.plan.get("tokenizer_sha256"), description.get("tokenizer_sha256")
     if new_plan and None not in tokenizers and tokenizers[0] != tokenizers[1]:
@@ -115,6 +128,8 @@ def epochs_complete(state: RunState, length: RunLength) -> int:
     """Epochs that a resumed run has completed: as saved, unless an epoch has another length now."""
     if state.epoch is not None and state.sequences_per_epoch == length.sequences_per_epoch:
         return min(state.epoch, length.epochs)
+    if state.epoch is not None and not state.plan:  # OpenLM's epochs end where its workers' data do; none is completed twice
+        return min(length.epochs, max(state.epoch, length.epochs_done(state.step)))
     return length.epochs_done(state.step)
 
 

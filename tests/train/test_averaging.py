@@ -276,7 +276,7 @@ def test_averagers_may_come_and_go_on_resume_and_the_log_says_so(bench: Any, mai
 
 def test_exports_of_passed_over_epochs_go_with_their_weights(bench: Any, main_here: Main) -> None:
     assert main_here("a", "--averagers", "poly", "--save-frequency", "2", "--save-most-recent") == 0
-    files = {path.name for path in (bench.folder / "logs/a/checkpoints").glob("*.pt")}
+    files = {path.name for path in (bench.folder / "logs/a/checkpoints").glob("[ep]*.pt")}
     assert files == {"epoch_2.pt", "epoch_3.pt", "poly_2.pt", "poly_3.pt"}
 
 

@@ -213,7 +213,7 @@ def test_an_empty_machine_gets_the_newest_whole_state_and_the_logs(run: Path, ba
     remote.remove("checkpoints/step_20/__0_0.distcp")
     empty = tmp_path / "empty/r"
     found = newest_of_both(empty, remote)
-    assert found is not None and found[0] == empty / "checkpoints/step_10" and found[1].step == 10
+    assert found is not None and found[0] == str(empty / "checkpoints/step_10") and found[1].step == 10
     got = {p.relative_to(empty).as_posix() for p in empty.rglob("*") if p.is_file()} - {RECORD, "checkpoints/.fetch.lock"}
     assert got == {"out.log", "metrics.jsonl", *(n for n in WHOLE if "step_10/" in n)}
     assert (empty / "metrics.jsonl").read_text() == '{"step": 1}\n'

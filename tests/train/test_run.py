@@ -33,7 +33,8 @@ def test_a_run_learns_and_leaves_what_it_promises(bench: Any, main_here: Main) -
     assert params["global_batch_size"] == 8
     assert list(params) == sorted(params)
     names = {p.name for p in (folder / "checkpoints").iterdir()}
-    assert names == {"epoch_1.pt", "epoch_2.pt", "epoch_3.pt", "step_10", "step_20", "step_30", "latest"}
+    epochs = {f"{kind}_{n}.pt" for n in (1, 2, 3) for kind in ("epoch", "stats")}
+    assert names == {*epochs, "step_10", "step_20", "step_30", "latest"}
     assert (folder / "checkpoints/latest").resolve().name == "step_30"
     assert list((folder / "tensorboard").iterdir())
     assert (folder / "code/open_lm/run.py").is_file()
@@ -162,7 +163,7 @@ def test_delete_previous_checkpoint_keeps_the_newest(bench: Any, main_here: Main
     """compat.md 6 (13)."""
     assert main_here("a", "--delete-previous-checkpoint", "--save-frequency", "2") == 0
     names = {p.name for p in (bench.folder / "logs/a/checkpoints").iterdir()}
-    assert names == {"epoch_3.pt", "step_30", "latest"}
+    assert names == {"epoch_3.pt", "stats_3.pt", "step_30", "latest"}
 
 
 def test_save_most_recent_saves_every_epoch_and_keeps_the_regular_ones(bench: Any, main_here: Main) -> None:

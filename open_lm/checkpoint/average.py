@@ -1,0 +1,53 @@
+"""Checkpoint averaging: sum of coefficient x weights over several checkpoints of one model (Wortsman et al. 2022, arXiv:2203.05482)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from open_lm.checkpoint.load import open_weights
+from open_lm.checkpoint.unshard import mapped_tensors
+from open_lm.checkpoint.weights import WeightsFile
+
+
+def coefficients_of(count: int, coefficients: Sequence[float]) -> list[float]:
+    """The coefficients as given, or 1/count each. Raises ValueError for another number of them."""
+    if coefficients and len(coefficients) != count:
+        raise ValueError(f"--average-coefficients: {len(coefficients)} given for {count} checkpoints; give one each, or none")
+    return list(coefficients) or [1 / count] * count
+
+
+def average_weights(checkpoints: Sequence[str], coefficients: Sequence[float] = (), folder: str | Path | None = None) -> WeightsFile:
+    """The weighted sum, computed in fp64, one tensor at a time, in the type of the first checkpoint.
+
+    Args:
+        checkpoints: of one model; whatever `open_weights` takes.
+        coefficients: one each; default 1/n. They are used as they are, also where their sum is not 1.
+        folder: for the temporary file that holds the result; default the temporary folder.
+
+    Returns:
+        The weights; about them what the first checkpoint says, its `evaluation_metrics` left out, and `average`: names and coefficients.
+
+    Raises:
+        ValueError: a checkpoint that is not read or of another model; another number of coefficients.
+    """
+    factors = coefficients_of(len(checkpoints), coefficients)
+    files = [open_weights(checkpoint)[0] for checkpoint in checkpoints]
+    first = files[0].state_dict
+    for checkpoint, file in zip(checkpoints, files):
+        other = {name: value.shape for name, value in file.state_dict.items()}
+        if other != {name: value.shape for name, value in first.items()}:
+            raise ValueError(f"--average {checkpoint}: is of another model than {checkpoints[0]}")
+    result = mapped_tensors({name: (value.shape, value.dtype) for name, value in first.items()}, folder)
+    for name, target in result.items():
+        if name.endswith("inv_freq"):
+            target.copy_(first[name])
+            continue
+        total = torch.zeros(target.shape, dtype=torch.float64)
+        for factor, file in zip(factors, files):
+            total.add_(file.state_dict[name].double(), alpha=factor)
+        target.copy_(total)
+    about = {**files[0].about, "evaluation_metrics": [], "average": [[name, factor] for name, factor in zip(checkpoints, factors)]}
+    return WeightsFile(result, about)
