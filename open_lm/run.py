@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -28,15 +29,21 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
 from open_lm.params import ModelParams, Params, Problems
-from open_lm.train.launcher import LauncherWatch
+from open_lm.params.ending import seconds_of
+from open_lm.train import farewell, forecast
+from open_lm.train.endings import Endings
+from open_lm.train.guard import Guard, add_to_log, end_soon
+from open_lm.train.launcher import LauncherWatch, seconds_since_launch, was_ours
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, make_sinks
 from open_lm.train.optimizer import make_optimizer
+from open_lm.train.outliers import Outliers
 from open_lm.train.parallel import World, autocast_dtype, from_all, from_first, parallelize
-from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
-from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
+from open_lm.train.resume import Lineage, as_restarted, check_rest, epochs_complete, learning_rate_note, resume_lineage, start_lineage
+from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, refuse_existing, start_logging, write_params
 from open_lm.train.saving import RunStates, SavePlan, Weights
 from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
+from open_lm.train.skipped import SkippedSteps
 from open_lm.train.step import Step, StepConfig
 
 
@@ -72,8 +79,8 @@ class Job:
         return source_names([source.name for source in self.data.sources]) if len(self.data.sources) > 1 else ()
 
 
-def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
-    """Train as the options say.
+def run(params: Params, world: World, warnings: Sequence[str] = ()) -> int:
+    """Train as the options say. Returns the exit code; see `main`.
 
     Raises:
         UserError: a mistake in options or files, on every process, before anything started.
@@ -87,23 +94,51 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
             logging.warning(note)
         if job.start.step >= job.length.total_steps:
             logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
-            return
+            return 0
+        before: int | None = from_first(farewell.ended_under_this_launcher(job.folder) if world.is_first else None)
+        if before is not None:
+            return before
         if world.is_first:
             describe(job)
+            farewell.begin(job.folder)
+        guard = Guard(f"process {world.rank}", job.folder.log, world.size > 1, params.ending.watchdog_minutes * 60)
         try:
-            train_job(job, *build(job))
-        except ValueError as error:
-            logging.error(f"process {world.rank}: {error}")
-            raise
-        except Exception:
-            logging.exception(f"process {world.rank} stopped")
+            return train_job(job, *build(job), guard)
+        except Exception as error:
+            tell_failure(job, guard.step, error)
             raise
 
 
-def prepare(params: Params, world: World) -> Job:
-    """Check options, files and folder, and open the data. Raises UserError with every problem found."""
+def tell_failure(job: Job, step: int | None, error: Exception) -> None:
+    """An error of this process, in the log of the run; the process is gone soon, whatever its way out waits for."""
+    world = job.world
+    where = f"process {world.rank} stopped" + ("" if step is None else f" in or after step {step + 1}")
+    if world.is_first or job.params.log.log_local:
+        logging.error(f"{where}: {error}", exc_info=not isinstance(error, ValueError))
+    if not world.is_first:
+        add_to_log(job.folder.log, f"{where}: {error}")
+    if world.size > 1:
+        end_soon()
+
+
+def dry_run(params: Params, world: World) -> None:
+    """Print what a run would be, and write nothing. Raises UserError with every problem found."""
+    job = prepare(params, world, claim=False)
+    with torch.device("meta"):
+        parameters = count_parameters(Transformer(job.config, job.kernel))
+    plan = SavePlan.of(params.checkpoint, params.batch.epochs)
+    schedule = make_schedule(params.optimizer, job.length)
+    size = forecast.Size(parameters, job.config.seq_len, params.parallel.precision == "bf16" or params.parallel.fsdp_pure_bf16)
+    for line in (*job.lineage.notes, *plan_lines(job), *forecast.lines(job.length, plan, schedule, job.start, size)):
+        print(line)
+
+
+def prepare(params: Params, world: World, claim: bool = True) -> Job:
+    """Check options, files and folder, open the data and `claim` the folder. Raises UserError with every problem found."""
     problems = Problems()
     folder = choose_run_folder(params)
+    if from_first(world.is_first and was_ours(folder.path)):
+        params = from_first(as_restarted(params, folder))
     resumed = problems.attempt(find_resume, params.checkpoint.resume, folder, world)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
@@ -126,9 +161,11 @@ def prepare(params: Params, world: World) -> Job:
         lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
     if config and batch and data and lineage:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
+    if not claim:
+        problems.attempt(refuse_existing, folder, params.log, params.checkpoint.resume is not None)
     problems.found = from_all(problems.found)
     problems.raise_any()
-    lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
+    lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world) if claim else None
     problems.raise_any()
     assert config and kernel and data and masks and length and lineage and validation is not None
     return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, lock)
@@ -204,15 +241,7 @@ def describe(job: Job) -> None:
         (job.folder.path / "tokenizer.json").write_text(job.data.tokenizer.json_text, encoding="utf-8")
     if params.log.copy_codebase:
         copy_code(job.folder)
-    for line in (
-        f"Run {job.folder.path}: {world.size} processes on {world.device.type}, open_lm {__version__}, torch {torch.__version__}",
-        *job.data.log_lines(),
-        *job.data.length_lines(length.sequences_per_epoch, data_shape(job).start, data_shape(job).stop or 0),
-        f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, job.data.streams)))} processes "
-        "(what divides the global batch size and the streams) and any number of --workers",
-        f"{length.total_steps} steps of {length.global_batch_size} sequences of {job.config.seq_len} tokens in {length.epochs} epochs",
-        *(f"  {name}: {value}" for name, value in sorted(resolved.items())),
-    ):
+    for line in (*plan_lines(job), *(f"  {name}: {value}" for name, value in sorted(resolved.items()))):
         logging.info(line)
     if world.device.type == "cpu" and params.parallel.precision != "fp32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         logging.warning(
@@ -222,8 +251,21 @@ def describe(job: Job) -> None:
         logging.warning(f"--warmup {params.optimizer.warmup}: the run has {length.total_steps} steps and never leaves its warm-up")
 
 
-def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
-    """Model and optimizer on their devices, with first, pretrained or resumed values."""
+def plan_lines(job: Job) -> tuple[str, ...]:
+    """The run in words."""
+    world, length = job.world, job.length
+    return (
+        f"Run {job.folder.path}: {world.size} processes on {world.device.type}, open_lm {__version__}, torch {torch.__version__}",
+        *job.data.log_lines(),
+        *job.data.length_lines(length.sequences_per_epoch, data_shape(job).start, data_shape(job).stop or 0),
+        f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, job.data.streams)))} processes "
+        "(what divides the global batch size and the streams) and any number of --workers",
+        f"{length.total_steps} steps of {length.global_batch_size} sequences of {job.config.seq_len} tokens in {length.epochs} epochs",
+    )
+
+
+def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW, Outliers]:
+    """Model and optimizer on their devices, with first, pretrained or resumed values; and what the steps before say of outliers."""
     torch.manual_seed(job.params.data.seed)
     model = Transformer(job.config, job.kernel)
     model.init_weights()
@@ -231,11 +273,15 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW]:
     logging.info(f"Model {job.params.model.model}: {count_parameters(model):,} parameters")
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
+    outliers = Outliers(job.params.ending.skip_spikes, job.world.device)
     if job.resumed:
         path, state = job.resumed
-        load_tensors(path, state_tensors(spread, optimizer))
+        load_tensors(path, state_tensors(spread, optimizer, outliers.tensors()), optional=outliers.tensors())
         logging.info(f"Resumed from {path}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
-    return spread, optimizer
+        note = learning_rate_note(state, job.params.optimizer, job.length)
+        if note:
+            logging.warning(note)
+    return spread, optimizer, outliers
 
 
 def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
@@ -244,8 +290,8 @@ def _start_from_pretrained(model: Transformer, params: ModelParams) -> None:
         logging.info(f"Weights from {params.pretrained}")
 
 
-def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
-    """Train, with everything that happens beside it, and close all of it whatever happens."""
+def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, outliers: Outliers, guard: Guard) -> int:
+    """Train, with everything that happens beside it, and close all of it whatever happens. Returns the exit code."""
     params, world, length, start = job.params, job.world, job.length, job.start
     config = StepConfig(
         params.batch.accum_freq,
@@ -254,18 +300,24 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW) -> None:
         autocast_dtype(params.parallel),
         len(job.source_names),
     )
-    step = Step(model, optimizer, config, world)
+    step = Step(model, optimizer, config, world, outliers)
+    limit = params.ending.time_limit
+    deadline = None if limit is None else time.monotonic() + seconds_of(limit) - seconds_since_launch()
     with ExitStack() as stack:
+        stack.enter_context(guard)
         tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
         loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources))
-        callbacks = make_callbacks(job, model, optimizer, loader)
+        callbacks = make_callbacks(job, model, optimizer, loader, outliers)
         for callback in callbacks:
             stack.callback(callback.close)
         schedule = make_schedule(params.optimizer, length)
-        end = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, start, callbacks)
+        endings = Endings(guard, deadline, params.ending.max_nonfinite_steps)
+        end, ending = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, start, callbacks, endings)
         for line in loader.log_lines():
             logging.info(line)
-    logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {job.folder.checkpoints}")
+    if world.is_first:
+        farewell.leave(job.folder, ending, end)
+    return ending.exit_code
 
 
 def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
@@ -273,7 +325,7 @@ def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
         yield batch.to(device)
 
 
-def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loader: Loader) -> list[Callback]:
+def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loader: Loader, outliers: Outliers) -> list[Callback]:
     """What happens beside training, in its order: log, save the run state, validate, save weights with the validation."""
     params, world = job.params, job.world
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
@@ -283,11 +335,13 @@ def make_callbacks(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, loa
     callbacks: list[Callback] = [
         LauncherWatch(),
         log,
-        RunStates(job.folder.checkpoints, plan, model, optimizer, lambda position: run_state(job, position), world),
+        RunStates(job.folder.checkpoints, plan, model, optimizer, lambda position: run_state(job, position), world, outliers.tensors()),
         validation,
         Weights(job.folder.checkpoints, plan, model, about_weights(job), lambda: validation.metrics, world),
     ]
-    return [*callbacks, ProgressBar(job.length, job.start)] if world.is_first else callbacks
+    if not world.is_first:
+        return callbacks
+    return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), ProgressBar(job.length, job.start)]
 
 
 def validation_config(job: Job) -> ValidationConfig:

@@ -16,7 +16,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,9 @@ class RunState:
     """Where each size of batch or row began: step, sequences and tokens before it, global_batch_size, seq_len."""
 
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training changes, by name: `model.<parameter>`, `optimizer.<parameter>.<moment>`. Shards under FSDP."""
-    tensors: dict[str, Tensor] = {}
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor that training changes, by name: `model.<parameter>`, `optimizer.<parameter>.<moment>`, `extra`. Shards under FSDP."""
+    tensors = dict(extra)
     for name, parameter in model.named_parameters():
         tensors[f"model.{clean_name(name)}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
@@ -160,14 +160,19 @@ def newest_run_state(folder: Path) -> tuple[Path, RunState] | None:
     return None
 
 
-def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def load_tensors(path: Path, tensors: dict[str, Tensor], optional: Container[str] = ()) -> None:
     """Fill tensors (plain, or shards of any layout) from a run state. All processes call this.
+
+    Args:
+        optional: names that states of earlier versions lack; those tensors stay as they are.
 
     Raises:
         ValueError: the state is of another model, with the first differences.
     """
     reader = _SafeReader(path)
-    _check_same_model(path, reader.read_metadata().state_dict_metadata, tensors)
+    saved = reader.read_metadata().state_dict_metadata
+    tensors = {name: tensor for name, tensor in tensors.items() if name in saved or name not in optional}
+    _check_same_model(path, saved, tensors)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())

@@ -165,7 +165,7 @@ class MetricsLog(Nothing):
             metrics["lost_rows"] = _over_processes(self.waits.lost_rows, result.loss.device)
         self.since, self.before, self.waited, self.bad_steps, self.by_source = now, position, waited, [], None
         if skipped:
-            logging.warning(f"{skipped} of the last steps had a gradient that is not finite; their updates were left out")
+            logging.warning(f"{skipped} of the last steps were not finite, or spikes; their updates were left out")
         for sink in self.sinks:
             sink.write(metrics, position.step, "train")
         logging.info(_log_line(metrics, self.length))

@@ -62,6 +62,12 @@ def join_world(params: ParallelParams) -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def alone(params: ParallelParams) -> World:
+    """For --dry-run: the first of as many processes as --preset-world-size says or a launcher started, on the CPU and without a group."""
+    size = params.preset_world_size or int(os.environ.get("WORLD_SIZE", 1))
+    return World(0, size, torch.device("cpu"))
+
+
 def _device(params: ParallelParams) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")

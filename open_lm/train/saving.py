@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from open_lm.checkpoint.run_state import RunState, delete_run_states, full_tensors, save_run_state, state_tensors
 from open_lm.checkpoint.weights import write_weights
 from open_lm.params import CheckpointParams
+from open_lm.train.endings import Ending
 from open_lm.train.loop import Nothing, Position
 from open_lm.train.parallel import World
 from open_lm.train.step import StepResult
@@ -55,9 +56,10 @@ class RunStates(Nothing):
         optimizer: torch.optim.Optimizer,
         describe: Callable[[Position], RunState],
         world: World,
+        extra: Mapping[str, Tensor],
     ):
         self.folder, self.plan, self.describe, self.world = folder, plan, describe, world
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.extra = model, optimizer, extra
         self.saved_step = -1
 
     def after_step(self, position: Position, result: StepResult) -> None:
@@ -70,10 +72,15 @@ class RunStates(Nothing):
         if self.plan.due(position.epoch):
             self._save(position)
 
+    def before_end(self, position: Position, ending: Ending) -> None:
+        """Save where that is sound."""
+        if ending.saves:
+            self._save(position)
+
     def _save(self, position: Position) -> None:
         if position.step == self.saved_step:
             return
-        saved = save_run_state(self.folder, state_tensors(self.model, self.optimizer), self.describe(position))
+        saved = save_run_state(self.folder, state_tensors(self.model, self.optimizer, self.extra), self.describe(position))
         self.saved_step = position.step
         logging.info(f"Saved {saved}")
         if self.world.is_first and self.plan.delete_previous:
