@@ -54,12 +54,20 @@ def join_world(params: ParallelParams) -> Iterator[World]:
         where: dict[str, Any] = {"init_method": params.dist_url}
         if params.dist_url == "env://" and "MASTER_ADDR" not in os.environ:
             where = {"store": dist.HashStore()}
+        elif params.dist_url == "env://" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            where = {"store": _store_of_restart(rank, size)}
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(minutes=30), **where)
     try:
         yield World(rank, size, device)
     finally:
         if grouped:
             dist.destroy_process_group()
+
+
+def _store_of_restart(rank: int, size: int) -> dist.Store:
+    """torchrun keeps its store over restarts; without names of its own, a restarted process would look for the dead ones' addresses."""
+    store, _, _ = next(dist.rendezvous("env://", rank, size))
+    return dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def alone(params: ParallelParams) -> World:
