@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from types import FrameType
+import threading
 
 
 def leave_signals_to_the_parent() -> None:
-    """Ignore SIGINT and SIGUSR1, and the first SIGTERM; the second ends this process. Called in the worker.
+    """Ignore SIGINT and SIGUSR1, and SIGTERM from anyone but the parent. Called in the worker, once.
 
-    A batch system sends SIGTERM to every process of a job. The training process then makes two more steps and saves; a worker that
-    died at once would end it with an error instead. Closing the loader terminates a worker that doesn't end by itself, and the end
-    of the training process does so once more.
+    A batch system sends SIGTERM to every process of a job, and torchrun to every process of its sessions. The training process then
+    makes two more steps and saves; a worker that died at once would end it with an error instead. A worker that doesn't end by itself
+    when its loader is closed is ended by its parent's SIGTERM, also while it waits in a system call.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for_the_parent, name="sigterm", daemon=True).start()
 
-    def once(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, once)
+def _end_for_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_sigterm_to_torchrun_saves_and_the_run_goes_on_to_the_same_end(bench: An
     assert f"step_{told['step']}" in checkpoints(bench, "a")
     assert "torch.distributed.run" in told["next"]
     assert told["next"].endswith("--resume latest")
-    done = subprocess.run(told["next"].split(), env=bench.env, cwd=bench.folder, capture_output=True, text=True)
+    done = subprocess.run(shlex.split(told["next"]), env=bench.env, cwd=bench.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = bench.weights("a", 10), bench.weights("whole", 10)
     assert all(torch.equal(a[name], b[name]) for name in a)
