@@ -1,6 +1,8 @@
 """The command of a training run: `torchrun --nproc-per-node N -m open_lm.main ...`, or `python -m open_lm.main ...` for one process.
 
-Exit codes: 0 done; 1 an error while it ran; 2 a mistake that the user can mend, told before anything started.
+Exit codes: 0 finished, now or before; 1 an error while it ran; 2 a mistake that the user can mend, told before anything started;
+3 ended by a signal, 4 by --time-limit, with the state saved; 5 by --max-nonfinite-steps, nothing saved; 6 by the watchdog;
+130 interrupted before training or by a second SIGINT. torchrun itself makes 1 of all but 0; `ending.json` in the run folder says more.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", 0))
     try:
         params, warnings = parse_params(argv)
-        from open_lm.run import run  # after the options, so that --help and mistakes are answered at once
-        from open_lm.train.parallel import join_world
+        from open_lm.run import dry_run, run  # after the options, so that --help and mistakes are answered at once
+        from open_lm.train.parallel import alone, join_world
 
+        if params.ending.dry_run:
+            dry_run(params, alone(params.parallel))
+            return 0
         with join_world(params.parallel) as world:
-            run(params, world, warnings)
+            return run(params, world, warnings)
     except UserError as error:
         for problem in error.problems if rank == 0 else ():  # every process found the same
             print(f"open_lm: error: {problem}", file=sys.stderr)
@@ -29,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"open_lm: error on process {rank}: {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,205 +1,126 @@
-"""A training run from beginning to end. Reads like its list of contents: check everything, build, resume, train."""
+"""A training run from beginning to end. Reads like its list of contents: prepare, build, restore, train; or, with --dry-run, plan."""
 
 from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from open_lm import __version__
 from open_lm.checkpoint.average import average_weights
-from open_lm.checkpoint.epoch_pair import is_pair, load_pair, place_in_data
-from open_lm.checkpoint.find import Found
+from open_lm.checkpoint.epoch_pair import is_pair, load_pair
 from open_lm.checkpoint.load import open_weights
 from open_lm.checkpoint.part_reader import load_tensors
 from open_lm.checkpoint.run_state import RunState, state_tensors
 from open_lm.checkpoint.weights import load_weights
-from open_lm.data.access import access_of
 from open_lm.data.batch import Batch
-from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
-from open_lm.data.loader import Loader, LoaderShape, allowed_processes, check_processes
-from open_lm.data.masks import Masks
-from open_lm.data.plans_file import about_plan, write_plans
-from open_lm.data.source_names import source_names
+from open_lm.data.loader import Loader
+from open_lm.data.plans_file import write_plans
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
-from open_lm.model.attention import Kernel, get_kernel
-from open_lm.model.config import ModelConfig
+from open_lm.job import Job, prepare
 from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
-from open_lm.model.zoo import get_model_config
-from open_lm.params import Params, Problems
+from open_lm.params import Params
 from open_lm.params.averagers import parse_averagers
+from open_lm.params.ending import seconds_of
+from open_lm.train import farewell, forecast
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
-from open_lm.train.launcher import LauncherWatch
+from open_lm.train.endings import Endings
+from open_lm.train.guard import Guard, add_to_log, end_soon
+from open_lm.train.launcher import LauncherWatch, seconds_since_launch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, over_processes
 from open_lm.train.optimizer import make_optimizer
-from open_lm.train.parallel import World, autocast_dtype, from_all, parallelize
-from open_lm.train.remote_folder import RemoteFolder
-from open_lm.train.remote_resume import check_copy, clear_copy
+from open_lm.train.outliers import Outliers
+from open_lm.train.parallel import World, autocast_dtype, from_first, parallelize
 from open_lm.train.remote_sync import copied
-from open_lm.train.resume import Lineage, check_rest, epochs_complete, resume_lineage, start_lineage
-from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, copy_code, start_logging, write_params
+from open_lm.train.resume import learning_rate_note
+from open_lm.train.run_folder import copy_code, start_logging, write_params
 from open_lm.train.run_states import RunStates
 from open_lm.train.saving import SavePlan, Weights
-from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
+from open_lm.train.schedule import make_schedule
 from open_lm.train.sinks import make_sinks
-from open_lm.train.start import find_start
+from open_lm.train.skipped import SkippedSteps
 from open_lm.train.step import Step, StepConfig
-from open_lm.train.throughput import Throughput, device_name, find_peak
+from open_lm.train.throughput import Throughput, find_peak
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything about a run that is known and checked before the model is built."""
+class Trained:
+    """What training changes, on this process's device."""
 
-    params: Params
-    world: World
-    folder: RunFolder
-    config: ModelConfig
-    kernel: Kernel
-    data: TrainData
-    masks: Masks
-    validation: tuple[ValidationSet, ...]
-    length: RunLength
-    lineage: Lineage
-    resumed: Found | None
-    """The state whose position the run goes on from."""
-    restored: str | None
-    """What model and optimizer are taken from: that state, or one whose position is not taken (--reset-trainer-state)."""
-    lock: IO[str] | None
-    """Of the run folder, on the first process."""
-    remote: RemoteFolder | None = None
-    """The copy of the run folder, with --remote-sync."""
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    averages: Averages
+    outliers: Outliers
 
-    @property
-    def start(self) -> Position:
-        """Where training begins or goes on."""
-        if self.resumed is None:
-            return Position(0, 0, 0, 0)
-        state = self.resumed[1]
-        return Position(state.step, state.sequences, state.tokens, epochs_complete(state, self.length))
-
-    @property
-    def states(self) -> str:
-        """Folder or URL of the run states."""
-        return self.params.checkpoint.checkpoint_dir or str(self.folder.checkpoints)
-
-    @property
-    def lost_before(self) -> int:
-        """Rows that the run has lost before it was resumed."""
-        return self.resumed[1].lost_rows if self.resumed else 0
-
-    @property
-    def source_names(self) -> tuple[str, ...]:
-        """Of the sources whose losses are told; none where there is but one, whose loss is the run's."""
-        return source_names([source.name for source in self.data.sources]) if len(self.data.sources) > 1 else ()
+    def extra(self) -> dict[str, Tensor]:
+        """What a run state holds besides model and optimizer."""
+        return {**self.averages.tensors(), **self.outliers.tensors()}
 
 
-def run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
-    """Train as the options say.
+def run(params: Params, world: World, warnings: Sequence[str] = ()) -> int:
+    """Train as the options say. Returns the exit code.
 
     Raises:
         UserError: a mistake in options or files, on every process, before anything started.
     """
     job = prepare(params, world)
+    params = job.params
     with job.lock or nullcontext(), ExitStack() as beside:
         start_logging(job.folder, params.log, world)
         if world.is_first:
             beside.enter_context(copied(job.folder.path, job.remote, params.checkpoint.remote_sync_frequency))
-        for warning in warnings:
+        for warning in (*warnings, *job.lineage.notes):
             logging.warning(warning)
-        for note in job.lineage.notes:
-            logging.warning(note)
         if job.start.step >= job.length.total_steps:
             logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
-            return
+            return 0
+        before: int | None = from_first(farewell.ended_under_this_launcher(job.folder) if world.is_first else None)
+        if before is not None:
+            return before
         if world.is_first:
             describe_run(job)
+            farewell.begin(job.folder)
+        guard = Guard(f"process {world.rank}", job.folder.log, world.size > 1, params.ending.watchdog_minutes * 60)
         try:
-            train_job(job, *build(job))
-        except ValueError as error:
-            logging.error(f"process {world.rank}: {error}")
-            raise
-        except Exception:
-            logging.exception(f"process {world.rank} stopped")
+            return train_job(job, build(job), guard)
+        except Exception as error:
+            tell_failure(job, guard.step, error)
             raise
 
 
-def prepare(params: Params, world: World) -> Job:
-    """Check options, files and folder, and open the data. Raises UserError with every problem found."""
-    problems = Problems()
-    folder = choose_run_folder(params)
-    remote = RemoteFolder(params.checkpoint.remote_sync, folder.name) if params.checkpoint.remote_sync else None
-    resumed, restored = problems.attempt(find_start, params, folder, world, remote) or (None, None)
-    flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
-    config = problems.attempt(get_model_config, params.model.model, flags)
-    if remote and world.is_first and params.checkpoint.resume is None:
-        problems.attempt(check_copy, remote, params.log.overwrite)
-    kernel = problems.attempt(get_kernel, params.model.attn_name)
-    batch = problems.attempt(global_batch_size, params.batch, world.size)
-    # files are looked at even where model or batch are wrong, so that all mistakes are told at once
-    sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
-    streams = params.data.data_streams or (resumed[1].plan.get("streams") if resumed else None)
-    asked = replace(params.data, data_streams=streams)
-    data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
-    access = problems.attempt(access_of, params.data)
-    validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
-    length = lineage = masks = None
-    if config and data:
-        masks = problems.attempt(
-            Masks.of, params.data, config.vocab_size, {s.files.eot_id for s in data.sources if s.files.eot_id is not None}
-        )
-    if config and batch and data:
-        problems.attempt(check_processes, world.size, batch, data.streams)
-        resumed = (resumed[0], place_in_data(resumed[1], batch, config.seq_len)) if resumed else None
-        lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
-    if config and batch and data and lineage:
-        length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
-    problems.found = from_all(problems.found)
-    problems.raise_any()
-    lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world)
-    if remote and lock and params.log.overwrite and params.checkpoint.resume is None:
-        problems.attempt(clear_copy, remote)
-    problems.found = from_all(problems.found)
-    problems.raise_any()
-    assert config and kernel and data and masks and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote)
+def tell_failure(job: Job, step: int | None, error: Exception) -> None:
+    """An error of this process, in the log of the run; the process is gone soon, whatever its way out waits for."""
+    world = job.world
+    where = f"process {world.rank} stopped" + ("" if step is None else f" in or after step {step + 1}")
+    if world.is_first or job.params.log.log_local:
+        logging.error(f"{where}: {error}", exc_info=not isinstance(error, ValueError))
+    if not world.is_first:
+        add_to_log(job.folder.log, f"{where}: {error}")
+    if world.size > 1:
+        end_soon()
 
 
-def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
-    """The run's length: --train-num-samples tokens an epoch, or one pass. Raises ValueError where the data don't suffice."""
-    told = params.data.train_num_samples
-    length = lineage.length(run_length(params.batch, told or data.epoch_rows() * seq_len, seq_len, batch))
-    step, sequences = (state.step, state.sequences) if state else (0, 0)
-    if state:
-        check_rest(state, length)
-    rows = sequences - lineage.first + max(0, length.total_steps - step) * batch
-    # an epoch of one pass is asked for as often as there are epochs
-    data.check_length(rows, params.data.multiple_data_passes or told is None)
-    return length
-
-
-def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
-    """The plans and batch sizes of the run. Raises ValueError, in words, where it would not go on as it began."""
-    about = about_plan(params.data, data)
-    if state is None:
-        return start_lineage(data.description, batch, config.seq_len, about)
-    return resume_lineage(state, data.description, config, batch, params.data.new_data_plan, about)
-
-
-def data_shape(job: Job) -> LoaderShape:
-    """What this process reads, in numbers of the present plan."""
-    start = job.start.sequences - job.lineage.first
-    stop = start + (job.length.total_steps - job.start.step) * job.length.global_batch_size
-    return LoaderShape(job.world.rank, job.world.size, job.length.global_batch_size, job.data.streams, start, stop)
+def dry_run(params: Params, world: World) -> None:
+    """Print what a run would be, and write nothing. Raises UserError with every problem found."""
+    job = prepare(params, world, claim=False)
+    with torch.device("meta"):
+        parameters = count_parameters(Transformer(job.config, job.kernel))
+    plan = SavePlan.of(params.checkpoint, params.batch.epochs)
+    schedule = make_schedule(params.optimizer, job.length)
+    pure_bf16 = params.parallel.precision == "bf16" or params.parallel.fsdp_pure_bf16
+    size = forecast.Size(parameters, job.config.seq_len, pure_bf16, len(parse_averagers(params.averaging.averagers)))
+    for line in (*job.lineage.notes, *job.lines(), *forecast.lines(job.length, plan, schedule, job.start, size)):
+        print(line)
 
 
 def describe_run(job: Job) -> None:
@@ -227,16 +148,7 @@ def describe_run(job: Job) -> None:
         (job.folder.path / "tokenizer.json").write_text(job.data.tokenizer.json_text, encoding="utf-8")
     if params.log.copy_codebase:
         copy_code(job.folder)
-    for line in (
-        f"Run {job.folder.path}: {world.size} processes on {device_name(world.device)}, open_lm {__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}" + (f", CUDA {torch.version.cuda}" if world.device.type == "cuda" else ""),
-        *job.data.log_lines(),
-        *job.data.length_lines(length.sequences_per_epoch, data_shape(job).start, data_shape(job).stop or 0),
-        f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, job.data.streams)))} processes "
-        "(what divides the global batch size and the streams) and any number of --workers",
-        f"{length.total_steps} steps of {length.global_batch_size} sequences of {job.config.seq_len} tokens in {length.epochs} epochs",
-        *(f"  {name}: {value}" for name, value in sorted(resolved.items())),
-    ):
+    for line in (*job.lines(), *(f"  {name}: {value}" for name, value in sorted(resolved.items()))):
         logging.info(line)
     if world.device.type == "cpu" and params.parallel.precision != "fp32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         logging.warning(
@@ -246,8 +158,8 @@ def describe_run(job: Job) -> None:
         logging.warning(f"--warmup {params.optimizer.warmup}: the run has {length.total_steps} steps and never leaves its warm-up")
 
 
-def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW, Averages]:
-    """Model, optimizer and averages on their devices, with first, pretrained or resumed values."""
+def build(job: Job) -> Trained:
+    """Model, optimizer and what belongs to them on their devices, with first, pretrained or resumed values."""
     torch.manual_seed(job.params.data.seed)
     model = Transformer(job.config, job.kernel)
     model.init_weights()
@@ -257,26 +169,44 @@ def build(job: Job) -> tuple[nn.Module, torch.optim.AdamW, Averages]:
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
     averages = Averages(spread, parse_averagers(job.params.averaging.averagers))
+    trained = Trained(spread, optimizer, averages, Outliers(job.params.ending.skip_spikes, job.world.device))
     if job.restored:
-        restore(job, spread, optimizer, averages)
-    return spread, optimizer, averages
+        restore(job, trained)
+    return trained
 
 
-def restore(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, averages: Averages) -> None:
-    """Model, optimizer and averages as they were saved; averages that were not begin from the weights."""
+def restore(job: Job, trained: Trained) -> None:
+    """Everything as it was saved; averages that were not begin from the weights."""
     assert job.restored
+    averages, outliers = trained.averages, trained.outliers.tensors()
     before = job.resumed[1].params.get("averagers") if job.resumed else None
     if is_pair(job.restored):
         before = None  # such files hold no averages
-        load_pair(job.restored, model, optimizer)
+        load_pair(job.restored, trained.model, trained.optimizer)
     else:
-        load_tensors(job.restored, state_tensors(model, optimizer, averages.tensors(averages.saved(before))))
+        extra = {**averages.tensors(averages.saved(before)), **outliers}
+        load_tensors(job.restored, state_tensors(trained.model, trained.optimizer, extra), optional=outliers)
     averages.restart_unless(before, job.start.step)
-    if job.resumed:
-        state = job.resumed[1]
-        logging.info(f"Resumed from {job.restored}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
-    else:
+    if not job.resumed:
         logging.info(f"Model and optimizer from {job.restored}; step, schedule and data begin anew")
+        return
+    state = job.resumed[1]
+    logging.info(f"Resumed from {job.restored}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
+    note = learning_rate_note(state, job.params.optimizer, job.length)
+    if note:
+        logging.warning(note)
+
+
+def start_weights(model: Transformer, params: Params) -> None:
+    """The weights of --pretrained or --average, if one is given. Raises ValueError where they are not read or of another model."""
+    if params.model.pretrained:
+        file, path = open_weights(params.model.pretrained)
+        load_weights(model, file.state_dict, path)
+        logging.info(f"Weights from {path}")
+    if params.averaging.average:
+        file = average_weights(params.averaging.average, params.averaging.average_coefficients)
+        load_weights(model, file.state_dict, "--average")
+        logging.info("Weights: " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"]))
 
 
 def describe_model(job: Job, parameters: int) -> None:
@@ -297,21 +227,33 @@ def throughput(job: Job, parameters: int) -> Throughput:
     return Throughput(job.world.size, job.config.seq_len, flops, find_peak(job.world.device, job.params.log.peak_tflops))
 
 
-def start_weights(model: Transformer, params: Params) -> None:
-    """The weights of --pretrained or --average, if one is given. Raises ValueError where they are not read or of another model."""
-    if params.model.pretrained:
-        file, path = open_weights(params.model.pretrained)
-        load_weights(model, file.state_dict, path)
-        logging.info(f"Weights from {path}")
-    if params.averaging.average:
-        file = average_weights(params.averaging.average, params.averaging.average_coefficients)
-        load_weights(model, file.state_dict, "--average")
-        logging.info("Weights: " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"]))
+def train_job(job: Job, trained: Trained, guard: Guard) -> int:
+    """Train, with everything that happens beside it, and close all of it whatever happens. Returns the exit code."""
+    params, world, length = job.params, job.world, job.length
+    step = make_step(job, trained)
+    with ExitStack() as stack:
+        stack.enter_context(guard)
+        tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
+        before = {"rows_before": job.lineage.first, "lost_before": job.lost_before}
+        loader = stack.enter_context(Loader(job.data.rows, job.shape, params.data.workers, tolerate, job.masks, sources, **before))
+        states = make_run_states(job, trained, loader)
+        callbacks = make_callbacks(job, trained, step, states, loader)
+        for callback in callbacks:
+            stack.callback(callback.close)
+        schedule, endings = make_schedule(params.optimizer, length), make_endings(params, guard)
+        end, ending = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, job.start, callbacks, endings)
+        with guard.beside_the_step(end.step):
+            states.wait()
+        for line in loader.log_lines():
+            logging.info(line)
+    if world.is_first:
+        farewell.leave(job.folder, ending, end)
+    return ending.exit_code
 
 
-def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, averages: Averages) -> None:
-    """Train, with everything that happens beside it, and close all of it whatever happens."""
-    params, world, length, start = job.params, job.world, job.length, job.start
+def make_step(job: Job, trained: Trained) -> Step:
+    """The optimizer step that the options ask for."""
+    params = job.params
     config = StepConfig(
         params.batch.accum_freq,
         params.optimizer.grad_clip_norm,
@@ -319,21 +261,14 @@ def train_job(job: Job, model: nn.Module, optimizer: torch.optim.AdamW, averages
         autocast_dtype(params.parallel),
         len(job.source_names),
     )
-    step = Step(model, optimizer, config, world)
-    with ExitStack() as stack:
-        tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
-        before = {"rows_before": job.lineage.first, "lost_before": job.lost_before}
-        loader = stack.enter_context(Loader(job.data.rows, data_shape(job), params.data.workers, tolerate, job.masks, sources, **before))
-        states = make_run_states(job, step, averages, loader)
-        callbacks = make_callbacks(job, step, averages, states, loader)
-        for callback in callbacks:
-            stack.callback(callback.close)
-        schedule = make_schedule(params.optimizer, length)
-        end = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, start, callbacks)
-        states.wait()
-        for line in loader.log_lines():
-            logging.info(line)
-    logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {job.folder.checkpoints}")
+    return Step(trained.model, trained.optimizer, config, job.world, trained.outliers)
+
+
+def make_endings(params: Params, guard: Guard) -> Endings:
+    """What may end the run before its end."""
+    limit = params.ending.time_limit
+    deadline = None if limit is None else time.monotonic() + seconds_of(limit) - seconds_since_launch()
+    return Endings(guard, deadline, params.ending.max_nonfinite_steps)
 
 
 def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
@@ -341,18 +276,18 @@ def _on_device(batches: Loader, device: torch.device) -> Iterator[Batch]:
         yield batch.to(device)
 
 
-def make_run_states(job: Job, step: Step, averages: Averages, loader: Loader) -> RunStates:
+def make_run_states(job: Job, trained: Trained, loader: Loader) -> RunStates:
     """What saves the run states."""
     params = job.params.checkpoint
     plan = SavePlan.of(params, job.params.batch.epochs)
     describe, asynchronous = partial(run_state, job, loader), not params.sync_save
-    return RunStates(job.states, plan, step.model, step.optimizer, describe, job.world, asynchronous, averages.tensors)
+    return RunStates(job.states, plan, trained.model, trained.optimizer, describe, job.world, asynchronous, trained.extra)
 
 
-def make_callbacks(job: Job, step: Step, averages: Averages, states: RunStates, loader: Loader) -> list[Callback]:
+def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, loader: Loader) -> list[Callback]:
     """What happens beside training, in its order: average, log, save the run state, validate, save weights with the validation."""
     params, world = job.params, job.world
-    model, folder = step.model, job.folder.checkpoints
+    model, averages, folder = trained.model, trained.averages, job.folder.checkpoints
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
     sinks = make_sinks(params.log, job.folder, params.flat(), job.start.step) if world.is_first else []
     keep = KeepAverages(averages, step, params.averaging.log_avg_model_training_loss)
@@ -369,7 +304,9 @@ def make_callbacks(job: Job, step: Step, averages: Averages, states: RunStates, 
         Weights(folder, plan, model, step.optimizer, about, states.describe, lambda: validation.metrics, world),
         SaveAverages(folder, plan, averages, about, world),
     ]
-    return [*callbacks, ProgressBar(job.length, job.start)] if world.is_first else callbacks
+    if not world.is_first:
+        return callbacks
+    return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), ProgressBar(job.length, job.start)]
 
 
 def validation_config(job: Job) -> ValidationConfig:

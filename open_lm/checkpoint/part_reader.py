@@ -8,6 +8,7 @@ import os
 import warnings
 import zlib
 from collections import defaultdict
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -31,16 +32,21 @@ from open_lm.checkpoint.state_folder import STATE_FILE
 _THREADS = 4
 
 
-def load_tensors(state: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
+def load_tensors(state: str | os.PathLike[str], tensors: dict[str, Tensor], optional: Container[str] = ()) -> None:
     """Fill tensors (plain, or shards of any layout) from a run state. All processes call this.
 
     Memory: up to four entries (a process's shard of one tensor) beside the tensors.
+
+    Args:
+        optional: names that states of earlier versions lack; those tensors stay as they are.
 
     Raises:
         ValueError: the state is of another model, with the first differences; or damaged.
     """
     metadata = _read_metadata(str(state))
-    _check_same_model(str(state), metadata.state_dict_metadata, tensors)
+    saved = metadata.state_dict_metadata
+    tensors = {name: tensor for name, tensor in tensors.items() if name in saved or name not in optional}
+    _check_same_model(str(state), saved, tensors)
     _fill(str(state), metadata, tensors, alone=not dist.is_initialized())
 
 

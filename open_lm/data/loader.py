@@ -23,6 +23,7 @@ from open_lm.data.batch import Batch
 from open_lm.data.losses import NOTHING_LOST, Lost
 from open_lm.data.masks import NO_MASKS, Masks
 from open_lm.data.rows import RowReader, Rows
+from open_lm.data.worker_signals import leave_signals_to_the_parent
 from open_lm.shards.members import MASKED
 
 __all__ = ["MASKED", "Loader", "LoaderShape", "allowed_processes", "check_processes", "validation_shape"]
@@ -149,6 +150,8 @@ class _WorkerParts(IterableDataset[_Part]):
     def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            leave_signals_to_the_parent()
         reader = self._rows.reader(-(-self._shape.local_streams // workers), self._shape.stop)
         try:
             for start in self._shape.batch_starts(self._shape.start):

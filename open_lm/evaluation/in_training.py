@@ -109,5 +109,8 @@ class InTraining:
             **({"averager": averager} if averager else {}),
         }
 
+    def before_end(self, position: _Position, ending: Any) -> None:
+        """Nothing: a run that goes on later is validated then."""
+
     def close(self) -> None:
         """Nothing is held."""

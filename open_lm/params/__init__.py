@@ -8,6 +8,7 @@ from typing import Any
 
 from open_lm.params.check import MOOT, TOPICS, find_problems
 from open_lm.params.data import BatchParams, DataParams, ValidationParams
+from open_lm.params.ending import EndingParams
 from open_lm.params.fields import Problems, UserError, parse_topics
 from open_lm.params.run import CheckpointParams, LogParams
 from open_lm.params.training import AveragingParams, ModelParams, OptimizerParams, ParallelParams
@@ -17,6 +18,7 @@ __all__ = [
     "BatchParams",
     "CheckpointParams",
     "DataParams",
+    "EndingParams",
     "LogParams",
     "ModelParams",
     "OptimizerParams",
@@ -42,6 +44,7 @@ class Params:
     parallel: ParallelParams
     checkpoint: CheckpointParams
     log: LogParams
+    ending: EndingParams
 
     def flat(self) -> dict[str, Any]:
         """Every option by name, lists for tuples: what params.txt and checkpoints hold."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from open_lm.params.averagers import parse_averagers
 from open_lm.params.data import BatchParams, DataParams, ValidationParams
+from open_lm.params.ending import EndingParams, seconds_of
 from open_lm.params.fields import options_of
 from open_lm.params.run import CheckpointParams, LogParams
 from open_lm.params.training import AveragingParams, ModelParams, OptimizerParams, ParallelParams
@@ -20,6 +21,7 @@ TOPICS = (
     ParallelParams,
     CheckpointParams,
     LogParams,
+    EndingParams,
 )
 
 MOOT = {
@@ -63,6 +65,7 @@ _AT_LEAST_ZERO = (
     *("workers", "seed", "warmup", "save_frequency", "save_every_steps"),
     *("save_every_minutes", "keep_last", "keep_every", "log_avg_model_training_loss"),
     *("wd", "z_loss_coefficient", "force_min_lr", "lr_cooldown_end"),
+    *("max_nonfinite_steps", "watchdog_minutes"),
 )
 
 
@@ -177,7 +180,21 @@ def _two_namings(v: dict[str, object]) -> Iterator[str]:
         yield f"--dataset-manifest: {len(manifests)} manifests for {len(names)} --train-data; give one each, or none"
 
 
+def _endings(v: dict[str, object]) -> Iterator[str]:
+    limit, spikes, cooldown = v["time_limit"], v["skip_spikes"], v["epochs_cooldown"]
+    if limit is not None:
+        try:
+            seconds_of(limit)  # type: ignore[arg-type]
+        except ValueError as error:
+            yield str(error)
+    if spikes is not None and spikes <= 0:  # type: ignore[operator]
+        yield f"--skip-spikes {spikes}: give a number above 0, such as 6, or leave it out"
+    if cooldown is not None and cooldown <= 0:  # type: ignore[operator]
+        yield f"--epochs-cooldown {cooldown}: give a number above 0"
+
+
 def _out_of_range(v: dict[str, object]) -> Iterator[str]:
+    yield from _endings(v)
     for name in _AT_LEAST_ONE:
         if v[name] is not None and v[name] < 1:  # type: ignore[operator]
             yield f"--{name.replace('_', '-')} {v[name]}: give 1 or more"

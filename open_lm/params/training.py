@@ -69,8 +69,8 @@ class OptimizerParams:
     """Learning rate at the end of the cosine or the cooldown."""
     lr_cooldown_power: float = 1.0
     """Power of the polynomial of const-cooldown; 1 is linear."""
-    epochs_cooldown: int | None = None
-    """Epochs of cooldown at the end of the run, for const-cooldown."""
+    epochs_cooldown: float | None = None
+    """Epochs of cooldown at the end of the run, for const-cooldown; 0.5 is half an epoch."""
     force_min_lr: float = 0.0
     """Learning rate that the cosine never goes below."""
     skip_scheduler: bool = False

@@ -1,14 +1,18 @@
-"""A run belongs to one launcher: no orphan goes on after its launcher died, and no two runs write into one folder.
+"""A run belongs to one launcher: no orphan goes on after its launcher died, no two runs write into one folder, a restart goes on.
 
 torchrun starts its processes in sessions of their own, so they outlive it when it is killed; a restarted run would then find its
-orphaned self still writing.
+orphaned self still writing. With --max-restarts it starts them again after a failure, with the very same command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
+import shlex
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -17,6 +21,7 @@ from open_lm.train.loop import Nothing, Position
 from open_lm.train.step import StepResult
 
 LOCK = ".lock"
+"""Of a run folder: the process id of the first process, and under it the launcher."""
 
 
 class LauncherWatch(Nothing):
@@ -43,11 +48,14 @@ def lock_run_folder(path: Path, patience: float = 60.0) -> IO[str]:
     Raises:
         ValueError: another process keeps it.
     """
-    file = open(path / LOCK, "w", encoding="utf-8")  # noqa: SIM115  # open as long as the run
+    file = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  # open as long as the run
     end, told = time.monotonic() + patience, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n{launcher()}\n")
+            file.flush()
             return file
         except OSError:
             if time.monotonic() > end:
@@ -57,3 +65,61 @@ def lock_run_folder(path: Path, patience: float = 60.0) -> IO[str]:
                 logging.warning(f"another process is writing to {path}; waiting up to {patience:.0f} s for it to end")
                 told = True
             time.sleep(0.2)
+
+
+def started_by_torchrun() -> bool:
+    """Whether torchrun, or anything that sets its variables, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launcher() -> str:
+    """What tells one launcher from all others: machine, process, when it began."""
+    return f"{socket.gethostname()} {os.getppid()} {_ticks(os.getppid())}"
+
+
+def was_ours(folder: Path) -> bool:
+    """Whether this is a restart by torchrun, and the run in the folder was last written under the same launcher."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    try:
+        return (folder / LOCK).read_text(encoding="utf-8").splitlines()[1:] == [launcher()]
+    except OSError:
+        return False
+
+
+def seconds_since_launch() -> float:
+    """Since torchrun, else this process, began; 0 where the system does not tell."""
+    ticks = _ticks(os.getppid() if started_by_torchrun() else os.getpid())
+    try:
+        up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+    except (OSError, ValueError):
+        return 0.0
+    return max(0.0, up - ticks / os.sysconf("SC_CLK_TCK")) if ticks else 0.0
+
+
+def _ticks(pid: int) -> int:
+    """When a process began, in clock ticks since the machine did; 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def next_command(name: str) -> str:
+    """The command, for a shell, that goes on with this run: as it was given, with --resume latest."""
+    words = list(sys.orig_argv)
+    if started_by_torchrun():
+        with contextlib.suppress(OSError):
+            told = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            words = told if any("open_lm" in word for word in told) else words
+    return shlex.join(_resuming(words, name))
+
+
+def _resuming(words: list[str], name: str) -> list[str]:
+    """The words of a command without --overwrite and what --resume said, with --name and --resume latest."""
+    kept: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word not in ("--overwrite", "--resume") and before != "--resume" and not word.startswith("--resume="):
+            kept.append(word)
+    named = any(word == "--name" or word.startswith("--name=") for word in kept)
+    return [*kept, *(() if named else ("--name", name)), "--resume", "latest"]

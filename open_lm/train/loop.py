@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps made, callbacks told. Everything else is a callback."""
+"""The training loop: batches in, steps made, callbacks told, until the batches end or all processes decide to. The rest is callbacks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from open_lm.data.batch import Batch
+from open_lm.train.endings import FINISHED, Ending, Endings
 from open_lm.train.schedule import RunLength, Schedule
 from open_lm.train.step import Step, StepResult
 
@@ -36,6 +37,9 @@ class Callback(Protocol):
     def after_epoch(self, position: Position) -> None:
         """When `position.epoch` epochs are complete."""
 
+    def before_end(self, position: Position, ending: Ending) -> None:
+        """When all processes decided to end the run here, before its end."""
+
     def close(self) -> None:
         """At the end, also after an exception."""
 
@@ -47,6 +51,9 @@ class Nothing:
         """Nothing."""
 
     def after_epoch(self, position: Position) -> None:
+        """Nothing."""
+
+    def before_end(self, position: Position, ending: Ending) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -61,26 +68,34 @@ def train(
     seq_len: int,
     start: Position,
     callbacks: Sequence[Callback],
-) -> Position:
-    """Train until the batches end.
+    endings: Endings,
+) -> tuple[Position, Ending]:
+    """Train until the batches end, or until all processes decide to end before.
 
     Args:
         batches: of this process, on the device, from number `start.sequences` on.
 
     Returns:
-        Where the run ended.
+        Where the run ended, and why.
     """
     position = start
     for batch in batches:
         lr = schedule(position.step)
-        result = step(batch, lr)
+        result = step(batch, lr, endings.asked())
         before, position = position, _advance(position, length, seq_len, lr)
-        for callback in callbacks:
-            callback.after_step(position, result)
-        if position.epoch > before.epoch:
+        ending = endings.decide(result.told) if position.step < length.total_steps else None
+        with endings.beside_the_step(position.step):
             for callback in callbacks:
-                callback.after_epoch(position)
-    return position
+                callback.after_step(position, result)
+            if position.epoch > before.epoch:
+                for callback in callbacks:
+                    callback.after_epoch(position)
+            if ending:
+                for callback in callbacks:
+                    callback.before_end(position, ending)
+        if ending:
+            return position, ending
+    return position, FINISHED
 
 
 def _advance(position: Position, length: RunLength, seq_len: int, lr: float) -> Position:

@@ -89,7 +89,7 @@ class MetricsLog(Nothing):
             metrics["fetched_bytes"] = sum(fetches)
         self.since, self.before, self.waited, self.fetched, self.bad_steps, self.by_source = now, position, waited, fetched, [], None
         if skipped:
-            logging.warning(f"{skipped} of the last steps had a gradient that is not finite; their updates were left out")
+            logging.warning(f"{skipped} of the last steps were not finite, or spikes; their updates were left out")
         for sink in self.sinks:
             sink.write(metrics, position.step, "train")
         logging.info(_log_line(metrics, self.length))

@@ -54,12 +54,26 @@ def join_world(params: ParallelParams) -> Iterator[World]:
         where: dict[str, Any] = {"init_method": params.dist_url}
         if params.dist_url == "env://" and "MASTER_ADDR" not in os.environ:
             where = {"store": dist.HashStore()}
+        elif params.dist_url == "env://" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            where = {"store": _store_of_restart(rank, size)}
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(minutes=30), **where)
     try:
         yield World(rank, size, device)
     finally:
         if grouped:
             dist.destroy_process_group()
+
+
+def _store_of_restart(rank: int, size: int) -> dist.Store:
+    """torchrun keeps its store over restarts; without names of its own, a restarted process would look for the dead ones' addresses."""
+    store, _, _ = next(dist.rendezvous("env://", rank, size))
+    return dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+
+
+def alone(params: ParallelParams) -> World:
+    """For --dry-run: the first of as many processes as --preset-world-size says or a launcher started, on the CPU and without a group."""
+    size = params.preset_world_size or int(os.environ.get("WORLD_SIZE", 1))
+    return World(0, size, torch.device("cpu"))
 
 
 def _device(params: ParallelParams) -> torch.device:

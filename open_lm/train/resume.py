@@ -6,14 +6,17 @@ mix and sequence length may change with --new-data-plan only; the rows of a new 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
 from open_lm.checkpoint.run_state import RunState
+from open_lm.checkpoint.state_folder import run_states
 from open_lm.data.plan import differences
 from open_lm.model.config import ModelConfig
-from open_lm.train.schedule import RunLength
+from open_lm.params import OptimizerParams, Params
+from open_lm.train.run_folder import RunFolder
+from open_lm.train.schedule import RunLength, make_schedule
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,27 @@ def epochs_complete(state: RunState, length: RunLength) -> int:
     return length.epochs_done(state.step)
 
 
+def as_restarted(params: Params, folder: RunFolder) -> Params:
+    """The options of a run that torchrun starts again: nothing is deleted, and it goes on from its own newest state where it has one."""
+    again = params.checkpoint.resume
+    if again is None or run_states(params.checkpoint.checkpoint_dir or folder.checkpoints):
+        again = "latest"
+    return replace(params, checkpoint=replace(params.checkpoint, resume=again), log=replace(params.log, overwrite=False))
+
+
+def learning_rate_note(state: RunState, params: OptimizerParams, length: RunLength) -> str | None:
+    """Words where the learning rate of the next step is not the one that the run had planned for it when the state was saved."""
+    known = {f.name: state.params[f.name] for f in fields(OptimizerParams) if f.name in state.params}
+    planned = make_schedule(replace(params, **known), replace(length, epochs=int(state.params.get("epochs", length.epochs))))(state.step)
+    now = make_schedule(params, length)(state.step)
+    if abs(now - planned) <= 1e-6 * max(abs(now), abs(planned)):
+        return None
+    return (
+        f"The learning rate of step {state.step + 1} is {now:.4g}; before the resume the run had planned {planned:.4g}. "
+        "--dry-run draws the schedule"
+    )
+
+
 def check_rest(state: RunState, length: RunLength) -> None:
     """Raises ValueError where a run is not finished, but what is left of it is less than one batch."""
     if length.total_steps <= state.step and epochs_complete(state, length) < length.epochs:
@@ -143,4 +167,4 @@ def check_rest(state: RunState, length: RunLength) -> None:
         )
 
 
-__all__ = ["Lineage", "check_rest", "epochs_complete", "resume_lineage", "start_lineage"]
+__all__ = ["Lineage", "as_restarted", "check_rest", "epochs_complete", "learning_rate_note", "resume_lineage", "start_lineage"]

@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def log(self) -> Path:
+        """Every log line."""
+        return self.path / "out.log"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per log step."""
         return self.path / "metrics.jsonl"
@@ -75,12 +80,15 @@ def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world
     return lock
 
 
+def refuse_existing(folder: RunFolder, params: LogParams, resuming: bool) -> None:
+    """Raises ValueError for a run that exists and is neither to be continued nor to be removed."""
+    if not resuming and not params.overwrite and folder.path.exists() and any(folder.path.iterdir()):
+        raise ValueError(f"--name {folder.name}: {folder.path} exists; use another name, --resume latest to continue it, or --overwrite")
+
+
 def _claim(folder: RunFolder, params: LogParams, resuming: bool) -> IO[str]:
+    refuse_existing(folder, params, resuming)
     if not resuming and folder.path.exists() and any(folder.path.iterdir()):
-        if not params.overwrite:
-            raise ValueError(
-                f"--name {folder.name}: {folder.path} exists; use another name, --resume latest to continue it, or --overwrite"
-            )
         lock_run_folder(folder.path, patience=0).close()
         shutil.rmtree(folder.path)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from open_lm.checkpoint.run_state import RunState, state_tensors
 from open_lm.checkpoint.state_folder import remove_leftovers, remove_run_state, run_states, step_of
 from open_lm.checkpoint.state_writer import SaveError, StateWriter
 from open_lm.train.agreement import Agreement
+from open_lm.train.endings import Ending
 from open_lm.train.loop import Nothing, Position
 from open_lm.train.parallel import World
 from open_lm.train.saving import SavePlan
@@ -67,6 +68,11 @@ class RunStates(Nothing):
             self.save(position)
             if fresh and not self.plan.regular(position.epoch):
                 self._passing = self._passing | {position.step}  # the writing thread may read the old one
+
+    def before_end(self, position: Position, ending: Ending) -> None:
+        """Save where that is sound, and see it whole."""
+        if ending.saves:
+            self.save(position, wait=True)
 
     def save(self, position: Position, wait: bool = False) -> None:
         """Save now; every process calls this at the same step.

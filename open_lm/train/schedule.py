@@ -61,7 +61,7 @@ class RunLength:
         place = self.sequences_at(step) / self.sequences_per_schedule_step
         return int(place) if place.denominator == 1 else float(place)
 
-    def schedule_end(self, epochs: int) -> int:
+    def schedule_end(self, epochs: float) -> int:
         """Steps of the schedule until so many epochs are complete."""
         return int(self.sequences_per_epoch * epochs // (self.sequences_per_schedule_step or self.global_batch_size))
 

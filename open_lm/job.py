@@ -1,0 +1,168 @@
+"""A run before it begins: its options, files and folder checked, its data opened; everything that is known before the model is built."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from typing import IO
+
+import torch
+
+from open_lm import __version__
+from open_lm.checkpoint.epoch_pair import place_in_data
+from open_lm.checkpoint.find import Found
+from open_lm.checkpoint.run_state import RunState
+from open_lm.data.access import access_of
+from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
+from open_lm.data.loader import LoaderShape, allowed_processes, check_processes
+from open_lm.data.masks import Masks
+from open_lm.data.plans_file import about_plan
+from open_lm.data.source_names import source_names
+from open_lm.model.attention import Kernel, get_kernel
+from open_lm.model.config import ModelConfig
+from open_lm.model.zoo import get_model_config
+from open_lm.params import Params, Problems
+from open_lm.train.launcher import was_ours
+from open_lm.train.loop import Position
+from open_lm.train.parallel import World, from_all, from_first
+from open_lm.train.remote_folder import RemoteFolder
+from open_lm.train.remote_resume import check_copy, clear_copy
+from open_lm.train.resume import Lineage, as_restarted, check_rest, epochs_complete, resume_lineage, start_lineage
+from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, refuse_existing
+from open_lm.train.schedule import RunLength, global_batch_size, run_length
+from open_lm.train.start import find_start
+from open_lm.train.throughput import device_name
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything about a run that is known and checked before the model is built."""
+
+    params: Params
+    world: World
+    folder: RunFolder
+    config: ModelConfig
+    kernel: Kernel
+    data: TrainData
+    masks: Masks
+    validation: tuple[ValidationSet, ...]
+    length: RunLength
+    lineage: Lineage
+    resumed: Found | None
+    """The state whose position the run goes on from."""
+    restored: str | None
+    """What model and optimizer are taken from: that state, or one whose position is not taken (--reset-trainer-state)."""
+    lock: IO[str] | None
+    """Of the run folder, on the first process."""
+    remote: RemoteFolder | None = None
+    """The copy of the run folder, with --remote-sync."""
+
+    @property
+    def start(self) -> Position:
+        """Where training begins or goes on."""
+        if self.resumed is None:
+            return Position(0, 0, 0, 0)
+        state = self.resumed[1]
+        return Position(state.step, state.sequences, state.tokens, epochs_complete(state, self.length))
+
+    @property
+    def states(self) -> str:
+        """Folder or URL of the run states."""
+        return self.params.checkpoint.checkpoint_dir or str(self.folder.checkpoints)
+
+    @property
+    def lost_before(self) -> int:
+        """Rows that the run has lost before it was resumed."""
+        return self.resumed[1].lost_rows if self.resumed else 0
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Of the sources whose losses are told; none where there is but one, whose loss is the run's."""
+        return source_names([source.name for source in self.data.sources]) if len(self.data.sources) > 1 else ()
+
+    @property
+    def shape(self) -> LoaderShape:
+        """What this process reads, in numbers of the present plan."""
+        start, batch = self.start.sequences - self.lineage.first, self.length.global_batch_size
+        stop = start + (self.length.total_steps - self.start.step) * batch
+        return LoaderShape(self.world.rank, self.world.size, batch, self.data.streams, start, stop)
+
+    def lines(self) -> tuple[str, ...]:
+        """The run in words."""
+        world, length, shape = self.world, self.length, self.shape
+        cuda = f", CUDA {torch.version.cuda}" if world.device.type == "cuda" else ""
+        return (
+            f"Run {self.folder.path}: {world.size} processes on {device_name(world.device)}, open_lm {__version__}, "
+            f"torch {torch.__version__}, Python {platform.python_version()}{cuda}",
+            *self.data.log_lines(),
+            *self.data.length_lines(length.sequences_per_epoch, shape.start, shape.stop or 0),
+            f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, self.data.streams)))} processes "
+            "(what divides the global batch size and the streams) and any number of --workers",
+            f"{length.total_steps} steps of {length.global_batch_size} sequences of {self.config.seq_len} tokens in {length.epochs} epochs",
+        )
+
+
+def prepare(params: Params, world: World, claim: bool = True) -> Job:
+    """Check options, files and folder, open the data and `claim` the folder. Raises UserError with every problem found."""
+    problems = Problems()
+    folder = choose_run_folder(params)
+    if from_first(world.is_first and was_ours(folder.path)):
+        params = from_first(as_restarted(params, folder))
+    remote = RemoteFolder(params.checkpoint.remote_sync, folder.name) if params.checkpoint.remote_sync else None
+    resumed, restored = problems.attempt(find_start, params, folder, world, remote) or (None, None)
+    flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
+    config = problems.attempt(get_model_config, params.model.model, flags)
+    if remote and world.is_first and params.checkpoint.resume is None:
+        problems.attempt(check_copy, remote, params.log.overwrite)
+    kernel = problems.attempt(get_kernel, params.model.attn_name)
+    batch = problems.attempt(global_batch_size, params.batch, world.size)
+    # files are looked at even where model or batch are wrong, so that all mistakes are told at once
+    sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
+    streams = params.data.data_streams or (resumed[1].plan.get("streams") if resumed else None)
+    asked = replace(params.data, data_streams=streams)
+    data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
+    access = problems.attempt(access_of, params.data)
+    validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
+    length = lineage = masks = None
+    if config and data:
+        masks = problems.attempt(
+            Masks.of, params.data, config.vocab_size, {s.files.eot_id for s in data.sources if s.files.eot_id is not None}
+        )
+    if config and batch and data:
+        problems.attempt(check_processes, world.size, batch, data.streams)
+        resumed = (resumed[0], place_in_data(resumed[1], batch, config.seq_len)) if resumed else None
+        lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
+    if config and batch and data and lineage:
+        length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
+    if not claim:
+        problems.attempt(refuse_existing, folder, params.log, params.checkpoint.resume is not None)
+    problems.found = from_all(problems.found)
+    problems.raise_any()
+    lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world) if claim else None
+    if remote and lock and params.log.overwrite and params.checkpoint.resume is None:
+        problems.attempt(clear_copy, remote)
+    problems.found = from_all(problems.found)
+    problems.raise_any()
+    assert config and kernel and data and masks and length and lineage and validation is not None
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote)
+
+
+def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
+    """The run's length: --train-num-samples tokens an epoch, or one pass. Raises ValueError where the data don't suffice."""
+    told = params.data.train_num_samples
+    length = lineage.length(run_length(params.batch, told or data.epoch_rows() * seq_len, seq_len, batch))
+    step, sequences = (state.step, state.sequences) if state else (0, 0)
+    if state:
+        check_rest(state, length)
+    rows = sequences - lineage.first + max(0, length.total_steps - step) * batch
+    # an epoch of one pass is asked for as often as there are epochs
+    data.check_length(rows, params.data.multiple_data_passes or told is None)
+    return length
+
+
+def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
+    """The plans and batch sizes of the run. Raises ValueError, in words, where it would not go on as it began."""
+    about = about_plan(params.data, data)
+    if state is None:
+        return start_lineage(data.description, batch, config.seq_len, about)
+    return resume_lineage(state, data.description, config, batch, params.data.new_data_plan, about)
