@@ -165,11 +165,13 @@ _LIST_BYTES = b"0123456789-, \n"
 
 def _decode_list(data: bytes, eot_id: int | None) -> np.ndarray:
     plain = data.strip()
-    if b"<|" in plain:
+    rest = plain.translate(None, _LIST_BYTES)
+    if rest != b"[]" and b"<|" in rest:
         names = {b"<|pad|>": MASKED} if eot_id is None else {b"<|pad|>": MASKED, b"<|endoftext|>": eot_id}
         for name, token in names.items():
             plain = plain.replace(b"'" + name + b"'", b"%d" % token).replace(b'"' + name + b'"', b"%d" % token)
-    if plain.translate(None, _LIST_BYTES) == b"[]":  # nothing but integers: twice as fast without Python's own
+        rest = plain.translate(None, _LIST_BYTES)
+    if rest == b"[]":  # nothing but integers: twice as fast without Python's own
         try:
             array = np.fromstring(plain[1:-1], dtype=np.int64, sep=",")
         except ValueError:
