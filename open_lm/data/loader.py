@@ -252,7 +252,11 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for start in self._shape.batch_starts(self.next_number):
             began = time.perf_counter()
-            batch = self._assemble(start)
+            try:
+                batch = self._assemble(start)
+            except BaseException:  # torch tells of a killed worker from a signal handler, wherever the program is
+                self.close()
+                raise
             self.next_number = start + self._shape.global_batch_size
             self.wait_seconds += time.perf_counter() - began
             yield batch

@@ -9,7 +9,6 @@ from typing import ParamSpec
 from open_lm.data.places import Place
 from open_lm.data.stream import DamagedMemberError, DamagedShardError
 
-
 P = ParamSpec("P")
 
 

@@ -31,7 +31,7 @@ class Slots:
 
     def __init__(self, workers: int, slots: int, rows: int, row_length: int, *, documents: bool, sources: bool):
         self._slots = slots
-        fields = [((), np.dtype(np.int64)), ((rows, row_length), np.dtype(np.int32))]
+        fields: list[tuple[tuple[int, ...], np.dtype]] = [((), np.dtype(np.int64)), ((rows, row_length), np.dtype(np.int32))]
         fields += [((rows, row_length - 1), np.dtype(np.int32))] if documents else []
         fields += [((rows,), np.dtype(np.int64))] if sources else []
         sizes = [-(-int(np.prod(shape)) * dtype.itemsize // _ALIGN) * _ALIGN for shape, dtype in fields]

@@ -208,7 +208,7 @@ class ShardReader:
             self._check_ids(shard, out, index, index.member_of(row // ((shard.tokens - 1) // self._seq_len))[0])
 
     def put_row(self, shard: ShardFile, row: int, out: np.ndarray) -> None:
-        """As `read_row`, but ids of uint16 may be beyond the vocabulary: look at the largest of many rows at once, which is much cheaper."""
+        """As `read_row`, but ids of uint16 may be beyond the vocabulary: look at the largest of many rows at once, that is cheaper."""
         index = self._indexes.find(shard)
         if index is None:
             index = self._indexes.put(shard, self._index(shard))

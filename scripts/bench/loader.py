@@ -67,7 +67,7 @@ class Bench:
     @property
     def steps(self) -> tuple[int, int]:
         """Of training: open_lm_11m, one layer."""
-        return (2, 20) if self.options.quick else (8, 300)
+        return (2, 20) if self.options.quick else (4, 300)
 
 
 def main() -> int:
@@ -129,7 +129,8 @@ def _readers(bench: Bench, text: Data, many: Data) -> dict[str, tuple[str, Data,
         "ours json.gz": ("ours:json.gz:0", text, 6),
         "webdataset json.gz": ("webdataset:json.gz", text, 2),
         "ours npy": ("ours:npy:0", many, 4),
-        "memory map": ("memmap", many, 4),
+        "memory map": ("memmap:rows", many, 4),
+        "memory map, gathered": ("memmap:gathered", many, 4),
         "ours npy, 1 worker": ("ours:npy:1", many, 4),
         "ours txt, 1 worker": ("ours:txt:1", text, 6),
     }
@@ -194,7 +195,7 @@ def _starts(bench: Bench) -> list[dict[str, Any]]:
     for shards, pattern in ((1, f"{bench.folder}/links/shard-0000000.tar"), (bench.shards, f"{bench.folder}/links/*.tar")):
         for step in (10, 1_000_000):
             print(f"start: {shards} shards, step {step}", file=sys.stderr, flush=True)
-            runs = [_run(Path(sys.executable), "loader_start.py", "npy", pattern, 64, 64, step, 0) for _ in range(3)]
+            runs = [_run(Path(sys.executable), "loader_start.py", pattern, 64, 64, step, 0) for _ in range(3)]
             times = {name: statistics.median(run[name] for run in runs) for name in ("open_ms", "batch_ms")}
             found.append({"shards": shards, "step": step, **times})
     return found
@@ -209,7 +210,7 @@ def _memory(bench: Bench) -> list[dict[str, Any]]:
     found = []
     for fmt, pattern, shards, seq_len, streams in cases:
         print(f"memory: {fmt}, {shards} shards, {streams} streams", file=sys.stderr, flush=True)
-        one = _run(Path(sys.executable), "loader_start.py", fmt, pattern, seq_len, streams, 0, 1)
+        one = _run(Path(sys.executable), "loader_start.py", pattern, seq_len, streams, 0, 1)
         found.append({"format": fmt, "shards": shards, "streams": streams, "worker_mb": one["worker_mb"]})
     return found
 
@@ -230,10 +231,12 @@ def _call(command: list[str]) -> str:
 
 def _versions(bench: Bench) -> Mapping[str, str]:
     from importlib.metadata import version
+    from importlib.util import find_spec
 
     import open_lm
 
     own = {name: version(name) for name in ("torch", "numpy", "webdataset", "orjson")}
+    own["isal"] = version("isal") if find_spec("isal") else "none"
     peers = ("mosaicml-streaming", "torch", "numpy")
     peer = versions(environment(REQUIREMENTS), peers) if "mds" in bench.parts else {}
     of_peer = {name if name == peers[0] else f"{name} of {peers[0]}": found for name, found in peer.items()}

@@ -55,13 +55,14 @@ def ratio_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
 def wait_share(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """From the lines of a `metrics.jsonl`, the first one left out: seconds of the steps, and of waiting for the loader within them."""
     tokens = [line["tokens"] for line in metrics]
-    steps = [(b - a) / line["tokens_per_second"] for a, b, line in zip(tokens[:-1], tokens[1:], metrics[1:], strict=True)]
+    count = metrics[-1]["step"] - metrics[0]["step"]
+    times = [(b - a) / line["tokens_per_second"] for a, b, line in zip(tokens[:-1], tokens[1:], metrics[1:], strict=True)]
     waits = [line["data_wait_seconds"] for line in metrics[1:]]
     return {
-        "steps": len(steps),
-        "step_ms": round(1e3 * statistics.mean(steps), 2),
-        "wait_ms": round(1e3 * statistics.mean(waits), 3),
-        "wait_percent": round(100 * sum(waits) / sum(steps), 3),
+        "steps": count,
+        "step_ms": round(1e3 * sum(times) / count, 2),
+        "wait_ms": round(1e3 * sum(waits) / count, 3),
+        "wait_percent": round(100 * sum(waits) / sum(times), 3),
     }
 
 

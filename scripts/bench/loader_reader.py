@@ -30,9 +30,7 @@ def ours(folder: Path, fmt: str, workers: int, passes: int) -> Batches:
     from open_lm.data.loader import Loader, LoaderShape
     from open_lm.params.data import DataParams
 
-    data = build_train_data(
-        DataParams(train_data=(f"{folder}/{fmt}/*.tar",)), seq_len=2048, vocab_size=50_432, global_batch_size=BATCH
-    )
+    data = build_train_data(DataParams(train_data=(f"{folder}/{fmt}/*.tar",)), seq_len=2048, vocab_size=50_432, global_batch_size=BATCH)
     rows = data.one_pass() or 0
     with Loader(data.rows, LoaderShape(0, 1, BATCH, data.streams, 0, passes * rows), workers) as loader:
         for batch in loader:
@@ -46,18 +44,24 @@ def webdataset(folder: Path, key: str, passes: int) -> Batches:
     decode = wds.map_dict(txt=lambda data: ast.literal_eval(data.decode())) if key == "txt" else wds.decode()
     shards = sorted(map(str, (folder / key).glob("*.tar")))
     for _ in range(passes):
-        pipeline = wds.DataPipeline(wds.SimpleShardList(shards), wds.tarfile_to_samples(), decode, wds.to_tuple(key), wds.batched(BATCH, None))
+        pipeline = wds.DataPipeline(
+            wds.SimpleShardList(shards), wds.tarfile_to_samples(), decode, wds.to_tuple(key), wds.batched(BATCH, None)
+        )
         for batch in pipeline:
             yield torch.LongTensor([row for (row,) in batch])
 
 
-def memory_map(folder: Path, passes: int) -> Batches:
-    """The rows of a memory-mapped file, in random order."""
+def memory_map(folder: Path, passes: int, at_once: bool) -> Batches:
+    """The rows of a memory-mapped file, in random order, one after another, as loaders without a format read them; or gathered at once."""
     rows = np.load(folder / "raw.npy", mmap_mode="r")
     for number in range(passes):
         order = np.random.default_rng(number).permutation(len(rows))
         for start in range(0, len(rows), BATCH):
-            yield torch.from_numpy(rows[order[start : start + BATCH]].astype(np.int64))
+            some = order[start : start + BATCH]
+            if at_once:
+                yield torch.from_numpy(rows[some].astype(np.int64))
+            else:
+                yield torch.stack([torch.from_numpy(rows[i].astype(np.int64)) for i in some])
 
 
 def write_mds(folder: Path) -> None:
@@ -90,7 +94,9 @@ def _reader(name: str, folder: Path) -> Callable[[int], Batches]:
         return lambda passes: ours(folder, fmt, int(workers), passes)
     if kind == "webdataset":
         return lambda passes: webdataset(folder, rest, passes)
-    return lambda passes: {"memmap": memory_map, "mds": mds}[kind](folder, passes)
+    if kind == "memmap":
+        return lambda passes: memory_map(folder, passes, rest == "gathered")
+    return lambda passes: mds(folder, passes)
 
 
 def _checksum(batches: Batches) -> int:

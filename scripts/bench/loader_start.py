@@ -1,4 +1,4 @@
-"""Start and memory of the loader, in a process of its own: `python scripts/bench/loader_start.py FORMAT PATTERN SEQ_LEN STREAMS STEP WORKERS`.
+"""Start and memory of the loader, in a process of its own: `python scripts/bench/loader_start.py PATTERN SEQ_LEN STREAMS STEP WORKERS`.
 
 It prints a JSON object: milliseconds to open the data (counts, checks, plan) and to the first batch of 64 rows after STEP steps; with a
 worker, the memory that is the worker's alone after 100 batches more.
@@ -17,7 +17,7 @@ BATCH = 64
 
 
 def private_megabytes(process: int) -> float:
-    """Memory of a process that no other one shares, and its share of what others do beyond what it was forked with."""
+    """Memory of a process that no other one shares."""
     text = Path(f"/proc/{process}/smaps_rollup").read_text()
     return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", text, re.M)) * 1024 / 1e6
 
@@ -32,7 +32,7 @@ def main() -> None:
     from open_lm.params.data import DataParams
 
     torch.set_num_threads(1)
-    _, pattern, seq_len, streams, step, workers = sys.argv[1:]
+    pattern, seq_len, streams, step, workers = sys.argv[1:]
     began = time.perf_counter()
     params = DataParams(train_data=(pattern,), data_streams=int(streams), multiple_data_passes=True)
     data = build_train_data(params, seq_len=int(seq_len), vocab_size=50_432, global_batch_size=BATCH)
