@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 RATIOS = (
-    ("txt / webdataset with ast.literal_eval", "ours txt", "webdataset txt", 20.0),
-    ("json.gz / webdataset with ast.literal_eval", "ours json.gz", "webdataset txt", 20.0),
+    ("txt / webdataset's txt, OpenLM's way", "ours txt", "webdataset txt", 20.0),
+    ("json.gz / webdataset's txt, OpenLM's way", "ours json.gz", "webdataset txt", 20.0),
     ("json.gz / webdataset's json.gz", "ours json.gz", "webdataset json.gz", 5.0),
     ("npy / memory map", "ours npy", "memory map", 0.5),
     ("npy / MDS", "ours npy", "MDS", None),
