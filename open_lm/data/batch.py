@@ -45,7 +45,10 @@ class Batch:
         """Copy `part`, which has the same fields, into some rows."""
         for mine, theirs in zip(self._parts(), part._parts(), strict=True):
             if mine is not None and theirs is not None:
-                mine[rows] = theirs.to(mine.dtype)
+                if isinstance(rows, slice):
+                    mine[rows].copy_(theirs)  # converts on the way
+                else:
+                    mine[rows] = theirs.to(mine.dtype)
 
     def _parts(self) -> tuple[Tensor | None, ...]:
         return self.tokens, self.document_ids, self.sources

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from open_lm.data.batch import Batch
 from open_lm.data.losses import NOTHING_LOST, Lost
 from open_lm.data.masks import NO_MASKS, Masks
 from open_lm.data.rows import RowReader, Rows
+from open_lm.data.slots import Slots
 from open_lm.data.worker_signals import leave_signals_to_the_parent
 from open_lm.shards.members import MASKED
 
@@ -31,6 +33,8 @@ __all__ = ["MASKED", "Loader", "LoaderShape", "allowed_processes", "check_proces
 _log = logging.getLogger(__name__)
 _PREFETCH = 4
 """Batches that each worker is ahead of training."""
+_SLOTS = _PREFETCH + 2
+"""Parts of batches that each worker has memory for: those ahead, the one that is copied, and one to spare."""
 
 
 def allowed_processes(global_batch_size: int, streams: int) -> list[int]:
@@ -104,10 +108,15 @@ def validation_shape(count: int, *, rank: int, world_size: int, global_batch_siz
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A worker's rows of the batch at `start`, its tokens int32; or why it can't go on. `fetched_bytes`: so far, from elsewhere."""
+    """A worker's rows of the batch at `start`; or why it can't go on. `fetched_bytes`: so far, from elsewhere.
+
+    The rows, tokens int32, are `batch` in the training process; a worker process puts them into its slot of the turn.
+    """
 
     worker: int
     start: int
+    turn: int = 0
+    rows: int = 0
     batch: Batch | None = None
     problem: str = ""
     lost: Lost = NOTHING_LOST
@@ -131,6 +140,11 @@ class _Contents:
             torch.from_numpy(reader.sources(numbers)) if self.sources else None,
         )
 
+    def slots(self, workers: int, rows: int, row_length: int) -> Slots:
+        """Memory for the workers' parts of batches."""
+        documents = self.masks.document_end is not None
+        return Slots(workers, _SLOTS, rows, row_length, documents=documents, sources=self.sources)
+
     def empty(self, rows: int, row_length: int, pin: bool) -> Batch:
         """A batch to be filled."""
         documents = self.masks.document_end is not None
@@ -144,8 +158,8 @@ class _Contents:
 class _WorkerParts(IterableDataset[_Part]):
     """Iterated in a worker process, or in the training process when there is none."""
 
-    def __init__(self, rows: Rows, shape: LoaderShape, contents: _Contents):
-        self._rows, self._shape, self._contents = rows, shape, contents
+    def __init__(self, rows: Rows, shape: LoaderShape, contents: _Contents, slots: Slots | None):
+        self._rows, self._shape, self._contents, self._slots = rows, shape, contents, slots
 
     def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
@@ -154,17 +168,29 @@ class _WorkerParts(IterableDataset[_Part]):
             leave_signals_to_the_parent()
         reader = self._rows.reader(-(-self._shape.local_streams // workers), self._shape.stop)
         try:
-            for start in self._shape.batch_starts(self._shape.start):
+            for turn, start in enumerate(self._shape.batch_starts(self._shape.start)):
                 numbers = self._shape.numbers(start)
                 mine = numbers[self._shape.workers_of(numbers, workers) == worker]
                 try:
                     batch = self._contents.read(reader, mine)
                 except (ValueError, OSError) as error:  # a line for the user instead of a traceback of two processes
-                    yield _Part(worker, start, problem=str(error))
+                    yield _Part(worker, start, problem=str(error) or repr(error))
                     return
-                yield _Part(worker, start, batch, lost=reader.losses.take(), fetched_bytes=reader.fetched_bytes)
+                if self._slots is not None:
+                    self._slots.put(worker, turn, start, batch)
+                kept = batch if self._slots is None else None
+                yield _Part(worker, start, turn, len(mine), kept, lost=reader.losses.take(), fetched_bytes=reader.fetched_bytes)
         finally:
             reader.close()
+
+
+def _rows_of(owner: np.ndarray, worker: int) -> slice | torch.Tensor:
+    """The slots of a worker, as a slice where they are evenly spaced: that is copied faster."""
+    rows = np.flatnonzero(owner == worker)
+    steps = np.diff(rows)
+    if len(rows) and (steps == steps[:1]).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]) if len(steps) else 1)
+    return torch.from_numpy(rows)
 
 
 class Loader:
@@ -215,14 +241,16 @@ class Loader:
         self.lost_rows = len(range(shape.rank, lost_before, shape.world_size))
         self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
-        self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape, self._contents))
+        self._slots = self._contents.slots(self.workers, shape.local_batch_size, self._row_length) if self.workers else None
+        self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape, self._contents, self._slots))
 
     def _start(self, parts: _WorkerParts) -> Iterator[_Part]:
         if self.workers == 0:
             return iter(parts)
         # its own generator: torch's global one is the model's, and stays the same with any number of workers
         generator = torch.Generator()
-        return iter(webdataset.WebLoader(parts, batch_size=None, num_workers=self.workers, prefetch_factor=_PREFETCH, generator=generator))
+        ahead: dict[str, Any] = {"prefetch_factor": _PREFETCH, "multiprocessing_context": "fork"}  # the slots are inherited
+        return iter(webdataset.WebLoader(parts, batch_size=None, num_workers=self.workers, generator=generator, **ahead))
 
     @property
     def fetched_bytes(self) -> int:
@@ -232,7 +260,11 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for start in self._shape.batch_starts(self.next_number):
             began = time.perf_counter()
-            batch = self._assemble(start)
+            try:
+                batch = self._assemble(start)
+            except BaseException:  # torch tells of a killed worker from a signal handler, wherever the program is
+                self.close()
+                raise
             self.next_number = start + self._shape.global_batch_size
             self.wait_seconds += time.perf_counter() - began
             yield batch
@@ -246,13 +278,17 @@ class Loader:
             if self._parts is None:
                 raise ValueError("the loader is closed")
             part = self._next_part(self._parts)
-            if part.batch is None:
+            if part.problem:
                 self.close()
                 raise ValueError(part.problem)
             assert (part.worker, part.start) == (worker, start), "a worker's part is out of order"
             self._fetched[worker] = part.fetched_bytes
             self._lose(part.lost)
-            batch.put(slice(None) if workers == 1 else torch.from_numpy(np.flatnonzero(owner == worker)), part.batch)
+            rows = slice(None) if workers == 1 else _rows_of(owner, worker)
+            if part.batch is not None:
+                batch.put(rows, part.batch)
+            elif self._slots is not None:
+                self._slots.take(worker, part.turn, start, rows, part.rows, batch)
         return batch
 
     def log_lines(self) -> list[str]:

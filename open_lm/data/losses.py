@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec
 
 from open_lm.data.places import Place
 from open_lm.data.stream import DamagedMemberError, DamagedShardError
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ class Losses:
         """True for a shard that could not be read; it isn't tried again."""
         return place in self._lost
 
-    def read(self, place: Place, read: Callable[[], None]) -> bool:
-        """Whether a row of a shard could be read. Raises what may not be lost."""
-        if place not in self._lost:
+    def read(self, place: Place, read: Callable[P, None], *args: P.args, **named: P.kwargs) -> bool:
+        """Whether a row of a shard could be read, by `read(*args)`. Raises what may not be lost."""
+        if not self._lost or place not in self._lost:
             try:
-                read()
+                read(*args, **named)
                 return True
             except self._allowed as error:
                 self._why.append(str(error))

@@ -6,6 +6,7 @@ They hold no open file and travel to worker processes; what `reader` returns sta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,10 +19,11 @@ from open_lm.data.fetching import Fetcher
 from open_lm.data.losses import Losses
 from open_lm.data.mixing import BLOCK
 from open_lm.data.places import Remote
-from open_lm.data.plan import Located, Plan
-from open_lm.data.stream import ShardFile, ShardFiles, ShardReader
+from open_lm.data.plan import Plan
+from open_lm.data.stream import Kept, ShardFile, ShardFiles, ShardReader
 from open_lm.shards.members import MASKED
 
+_LOCATED_BYTES = 64 << 20
 _LOOK_AHEAD = 128
 """Positions of a stream after which a row's shard is needed that is fetched now."""
 
@@ -93,10 +95,11 @@ class PlannedRows:
         return _PlannedReader(self, streams, stop)
 
 
-def _positions_ahead(plan: Plan) -> int:
-    """Positions of a stream that are located at once: many, but few passes over the smallest source."""
+def _positions_ahead(plan: Plan, streams: int) -> int:
+    """Positions of a stream that are located at once: many, but few passes over the smallest source, and in bounded memory."""
     smallest = min(source.total for source in plan.sources)
-    return min(BLOCK, max(16, 1 << (smallest // plan.streams).bit_length()))
+    room = _LOCATED_BYTES // (2 * 12 * max(1, streams))  # two pieces of three int32 for each stream
+    return min(BLOCK, max(16, min(1 << (smallest // plan.streams).bit_length(), 1 << room.bit_length() - 1)))
 
 
 def _fetcher(files: tuple[ShardFiles, ...], cache: CacheConfig | None) -> Fetcher | None:
@@ -117,9 +120,17 @@ class _ShardRows:
     def fetched_bytes(self) -> int:
         return self._fetcher.cache.fetched_bytes if self._fetcher else 0
 
-    def _read_row(self, shard: ShardFile, row: int, out: np.ndarray) -> None:
-        if not self.losses.read(shard.path, lambda: self._shards.read_row(shard, row, out)):
-            out[:] = MASKED
+    def _read_rows(self, places: Iterable[tuple[ShardFile, int]], out: np.ndarray) -> None:
+        """Put the rows of some shards into the first rows of `out`: int32 [n, seq_len + 1]."""
+        put_row, losses = self._shards.put_row, self.losses
+        places = list(places)
+        for slot, (shard, row) in enumerate(places):
+            if not losses.read(shard.path, put_row, shard, row, out[slot]):
+                out[slot] = MASKED
+        if int(out.max(initial=0)) >= self._shards.vocab_size:
+            for slot, (shard, row) in enumerate(places):
+                if not losses.is_lost(shard.path):
+                    self._shards.read_row(shard, row, out[slot])  # raises for the one
 
     def _fetch_ahead(self, shard: ShardFile) -> None:
         if self._fetcher and isinstance(shard.path, Remote) and not self.losses.is_lost(shard.path):
@@ -134,9 +145,10 @@ class _PlannedReader(_ShardRows):
         fetcher, at_once = _fetcher(rows.files, rows.access.cache), 16 + 2 * streams * len(rows.files)
         super().__init__(ShardReader(rows.plan.seq_len, rows.vocab_size, at_once, fetcher, rows.access.verify), fetcher, rows.access)
         self._plan, self._files = rows.plan, rows.files
-        self._ahead = _positions_ahead(rows.plan)
+        self._ahead = _positions_ahead(rows.plan, streams)
+        self._shard_files: Kept[tuple[int, int], ShardFile] = Kept(at_once)
         self._end = None if stop is None else -(-stop // rows.plan.streams)
-        self._located: dict[tuple[int, int], tuple[int, Located]] = {}
+        self._located: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
         self._fetched_to: dict[int, int] = {}
         self._entered: dict[int, tuple[int, int]] = {}
 
@@ -145,10 +157,9 @@ class _PlannedReader(_ShardRows):
         if self._fetcher:
             for number in numbers.tolist():
                 self._look_ahead(*divmod(number, self._plan.streams))
-        for slot, number in enumerate(numbers.tolist()):
-            position, stream = divmod(number, self._plan.streams)
-            source, shard, row = self._place(stream, position)
-            self._read_row(self._files[source][shard], row, out[slot])
+        streams = self._plan.streams
+        places = (self._place(number % streams, number // streams) for number in numbers.tolist())
+        self._read_rows(((self._shard(source, shard), row) for source, shard, row in places), out)
         return out
 
     def sources(self, numbers: np.ndarray) -> np.ndarray:
@@ -157,16 +168,23 @@ class _PlannedReader(_ShardRows):
 
     def _place(self, stream: int, position: int) -> tuple[int, int, int]:
         """Source, shard and row at a position of a stream."""
-        located, place = self._locate(stream, position // self._ahead), position % self._ahead
-        return int(located.source[place]), int(located.shard[place]), int(located.row[place])
+        source, shard, row = self._locate(stream, position // self._ahead)[position % self._ahead].tolist()
+        return source, shard, row
 
-    def _locate(self, stream: int, piece: int) -> Located:
-        """Where a stream's rows of a piece of `_ahead` positions lie; the last even and the last odd piece are kept."""
+    def _locate(self, stream: int, piece: int) -> np.ndarray:
+        """int32 [_ahead, 3], source, shard and row of a piece of a stream's positions; the last even and the last odd piece are kept."""
         kept = self._located.get((stream, piece % 2))
         if kept is None or kept[0] != piece:
             start = piece * self._ahead
-            kept = self._located[stream, piece % 2] = piece, self._plan.rows_of_stream(stream, start, start + self._ahead)
+            found = self._plan.rows_of_stream(stream, start, start + self._ahead)
+            columns = np.stack((found.source, found.shard, found.row), axis=1).astype(np.int32)
+            kept = self._located[stream, piece % 2] = piece, columns
         return kept[1]
+
+    def _shard(self, source: int, shard: int) -> ShardFile:
+        """A shard, the same object as long as the reader may have it open."""
+        found = self._shard_files.find((source, shard))
+        return self._shard_files.put((source, shard), self._files[source][shard]) if found is None else found
 
     def _look_ahead(self, position: int, stream: int) -> None:
         """Begin to fetch the shards of the positions up to `_LOOK_AHEAD` further on."""
@@ -176,7 +194,7 @@ class _PlannedReader(_ShardRows):
             source, shard, _ = self._place(stream, at)
             if self._entered.get(stream) != (source, shard):
                 self._entered[stream] = source, shard
-                self._fetch_ahead(self._files[source][shard])
+                self._fetch_ahead(self._shard(source, shard))
         self._fetched_to[stream] = end
 
 
@@ -206,19 +224,22 @@ class _FileOrderReader(_ShardRows):
         nothing_lost = replace(access, lose_shards=False, lose_members=False)
         super().__init__(ShardReader(rows.seq_len, rows.vocab_size, 4, fetcher, access.verify), fetcher, nothing_lost)
         self._rows, self._entered = rows, -1
+        self._shard_file: ShardFile | None = None
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
-        rows = self._rows
-        out = np.full((len(numbers), rows.seq_len + 1), MASKED, dtype=np.int32)
-        for slot, number in enumerate(numbers.tolist()):
-            if number < rows.count:
-                shard = int(np.searchsorted(rows.ends, number, side="right"))
-                before = int(rows.ends[shard - 1]) if shard else 0
-                if shard != self._entered:
-                    self._entered = shard
-                    self._fetch_next(shard)
-                self._read_row(rows.files[shard], number - before, out[slot])
+        out = np.full((len(numbers), self._rows.seq_len + 1), MASKED, dtype=np.int32)
+        there = numbers < self._rows.count
+        found = out[: int(there.sum())]  # they ascend, so those beyond the end are the last
+        self._read_rows((self._place(number) for number in numbers[there].tolist()), found)
         return out
+
+    def _place(self, number: int) -> tuple[ShardFile, int]:
+        rows = self._rows
+        shard = int(rows.ends.searchsorted(number, "right"))
+        if self._shard_file is None or shard != self._entered:
+            self._entered, self._shard_file = shard, rows.files[shard]
+            self._fetch_next(shard)
+        return self._shard_file, number - (int(rows.ends[shard - 1]) if shard else 0)
 
     def sources(self, numbers: np.ndarray) -> np.ndarray:
         return np.zeros(len(numbers), dtype=np.int64)

@@ -88,9 +88,9 @@ def _grouped(members: Iterable[dict[str, Any]]) -> Iterator[Sample]:
         yield current
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardFile:
-    """One shard as its source knows it.
+    """One shard as its source knows it. What a `ShardReader` has open it knows by this object, so keep the object of a shard.
 
     Args:
         sequences: how many it must hold.
@@ -144,18 +144,21 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class _Kept(Generic[K, V]):
-    """The values used last, made when first asked for."""
+class Kept(Generic[K, V]):
+    """The values used last, `limit` of them."""
 
     def __init__(self, limit: int, dropped: Callable[[V], Any] = lambda value: None):
         self._values: OrderedDict[K, V] = OrderedDict()
         self._limit, self._dropped = limit, dropped
 
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        if key in self._values:
+    def find(self, key: K) -> V | None:
+        value = self._values.get(key)
+        if value is not None:
             self._values.move_to_end(key)
-            return self._values[key]
-        value = self._values[key] = make()
+        return value
+
+    def put(self, key: K, value: V) -> V:
+        self._values[key] = value
         if len(self._values) > self._limit:
             self._dropped(self._values.popitem(last=False)[1])
         return value
@@ -177,11 +180,11 @@ class ShardReader:
     """
 
     def __init__(self, seq_len: int, vocab_size: int, shards_at_once: int, fetcher: Fetcher | None = None, verify: bool = False):
-        self._seq_len, self._vocab_size = seq_len, vocab_size
+        self._seq_len, self.vocab_size = seq_len, vocab_size
         self._fetcher, self._verify = fetcher, verify
-        self._indexes: _Kept[Place, ShardIndex] = _Kept(shards_at_once)
-        self._files: _Kept[Place, int] = _Kept(_OPEN_FILES, os.close)
-        self._long: _Kept[tuple[Place, int], np.ndarray] | None = None
+        self._indexes: Kept[ShardFile, ShardIndex] = Kept(shards_at_once)
+        self._files: Kept[ShardFile, int] = Kept(_OPEN_FILES, os.close)
+        self._long: Kept[tuple[ShardFile, int], np.ndarray] | None = None
 
     def close(self) -> None:
         """Close the open files, and end what is on its way."""
@@ -198,7 +201,17 @@ class ShardReader:
             ValueError: an id beyond the vocabulary.
             OSError: can't be read.
         """
-        index = self._indexes.get(shard.path, lambda: self._index(shard))
+        self.put_row(shard, row, out)
+        if int(out.max()) >= self.vocab_size:
+            index = self._indexes.find(shard)
+            assert index is not None
+            self._check_ids(shard, out, index, index.member_of(row // ((shard.tokens - 1) // self._seq_len))[0])
+
+    def put_row(self, shard: ShardFile, row: int, out: np.ndarray) -> None:
+        """As `read_row`, but ids of uint16 may be beyond the vocabulary: look at the largest of many rows at once, that is cheaper."""
+        index = self._indexes.find(shard)
+        if index is None:
+            index = self._indexes.put(shard, self._index(shard))
         sequence, part = divmod(row, (shard.tokens - 1) // self._seq_len)
         start = part * self._seq_len
         member, place = index.member_of(sequence)
@@ -208,7 +221,8 @@ class ShardReader:
             tokens = np.frombuffer(self._bytes(shard, first, (self._seq_len + 1) * dtype.itemsize), dtype)
         else:
             tokens = self._decoded(shard, index, member)[start : start + self._seq_len + 1]
-        self._check_ids(shard, tokens, index, member)
+        if tokens.dtype != np.uint16:
+            self._check_ids(shard, tokens, index, member)
         out[:] = tokens
 
     def _here(self, shard: ShardFile, use: Callable[[Path], V]) -> V:
@@ -257,7 +271,9 @@ class ShardReader:
         return index
 
     def _bytes(self, shard: ShardFile, offset: int, size: int) -> bytes:
-        file = self._files.get(shard.path, lambda: self._here(shard, lambda path: os.open(path, os.O_RDONLY)))
+        file = self._files.find(shard)
+        if file is None:
+            file = self._files.put(shard, self._here(shard, lambda path: os.open(path, os.O_RDONLY)))
         data = os.pread(file, size, offset)
         if len(data) != size:
             raise DamagedShardError(
@@ -268,29 +284,30 @@ class ShardReader:
     def _decoded(self, shard: ShardFile, index: ShardIndex, member: int) -> np.ndarray:
         """[tokens] of a member with one sequence. Sequences of several rows are kept for the next row."""
 
-        def decode() -> np.ndarray:
-            data = self._bytes(shard, int(index.offsets[member]), int(index.sizes[member]))
-            try:
-                tokens = decode_member(shard.key, data, shard.eot_id)[0]
-            except ValueError as error:
-                raise DamagedMemberError(f"{shard.path}, member {_member_name(index, member)}: {error}") from None
-            if len(tokens) != shard.tokens:
-                raise DamagedMemberError(_wrong_length(shard, index, member, len(tokens)))
-            return tokens
-
         if shard.tokens <= 2 * self._seq_len:
-            return decode()
+            return self._decode(shard, index, member)
         if self._long is None:
-            self._long = _Kept(max(1, _DECODED_BYTES // (8 * shard.tokens)))
-        return self._long.get((shard.path, member), decode)
+            self._long = Kept(max(1, _DECODED_BYTES // (8 * shard.tokens)))
+        tokens = self._long.find((shard, member))
+        return self._long.put((shard, member), self._decode(shard, index, member)) if tokens is None else tokens
+
+    def _decode(self, shard: ShardFile, index: ShardIndex, member: int) -> np.ndarray:
+        data = self._bytes(shard, int(index.offsets[member]), int(index.sizes[member]))
+        try:
+            tokens = decode_member(shard.key, data, shard.eot_id)[0]
+        except ValueError as error:
+            raise DamagedMemberError(f"{shard.path}, member {_member_name(index, member)}: {error}") from None
+        if len(tokens) != shard.tokens:
+            raise DamagedMemberError(_wrong_length(shard, index, member, len(tokens)))
+        return tokens
 
     def _check_ids(self, shard: ShardFile, tokens: np.ndarray, index: ShardIndex, member: int) -> None:
         high, low = int(tokens.max()), int(tokens.min()) if tokens.dtype.kind == "i" else 0
-        if high < self._vocab_size and low >= (-self._vocab_size if index.dtypes else MASKED):
+        if high < self.vocab_size and low >= (-self.vocab_size if index.dtypes else MASKED):
             return
-        bad = high if high >= self._vocab_size else low
+        bad = high if high >= self.vocab_size else low
         raise ValueError(
-            f"{shard.path}, member {_member_name(index, member)}: token id {bad} is outside the vocabulary of {self._vocab_size}; "
+            f"{shard.path}, member {_member_name(index, member)}: token id {bad} is outside the vocabulary of {self.vocab_size}; "
             "use a model with a larger vocabulary, or the tokenizer that belongs to the model"
         )
 

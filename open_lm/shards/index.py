@@ -32,7 +32,7 @@ class ShardIndex:
         key: extension of the token members.
         offsets: int64 [members], first byte of the tokens (after the header of an npy).
         sizes: int64 [members], bytes of the tokens.
-        ends: int64 [members], sequences up to and including each member.
+        ends: int64 [members], sequences up to and including each member (npy), else empty: a member is a sequence.
         length: tokens of a sequence where the headers tell it (npy), else None.
         dtypes: of each member (npy), else empty.
     """
@@ -48,13 +48,13 @@ class ShardIndex:
     @property
     def sequences(self) -> int:
         """Sequences in the shard."""
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return int(self.ends[-1]) if len(self.ends) else len(self.offsets)
 
     def member_of(self, sequence: int) -> tuple[int, int]:
         """The member that holds a sequence, and its place in there."""
-        if len(self.dtypes) == 0:
+        if not self.dtypes:
             return sequence, 0
-        member = int(np.searchsorted(self.ends, sequence, side="right"))
+        member = int(self.ends.searchsorted(sequence, "right"))
         return member, sequence - (int(self.ends[member - 1]) if member else 0)
 
     def member_name(self, member: int) -> str:
@@ -140,7 +140,7 @@ def read_index(path: Path, key: str) -> ShardIndex:
     offsets = np.array([m[0] for m in members], dtype=np.int64)
     sizes = np.array([m[1] for m in members], dtype=np.int64)
     if key != "npy":
-        return ShardIndex(path, key, offsets, sizes, np.arange(1, len(members) + 1), None, ())
+        return ShardIndex(path, key, offsets, sizes, np.empty(0, dtype=np.int64), None, ())
     with path.open("rb") as file:
         headers = [_read_npy_header(file, path, place, m) for place, m in enumerate(members)]
     lengths = {length for _, _, length, _ in headers}

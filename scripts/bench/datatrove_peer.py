@@ -1,7 +1,4 @@
-"""datatrove beside us: its environment, its pipeline over a corpus, and whether its tokens are ours.
-
-The environment lies in the user's cache folder under the hash of its requirements; it is made once, and whole when its stamp is there.
-"""
+"""datatrove beside us: its environment, its pipeline over a corpus, and whether its tokens are ours."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import random
 import shutil
 import subprocess
 import time
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +20,8 @@ import zstandard
 
 from open_lm.shards.members import token_dtype
 from open_lm.tokenizer import Tokenizer
+from scripts.bench.environment import environment as peer_environment
+from scripts.bench.environment import versions as package_versions
 
 _HERE = Path(__file__).resolve().parent
 _REQUIREMENTS = _HERE / "requirements-datatrove.txt"
@@ -47,36 +45,14 @@ class Finished:
         return {name: round(seconds, 3) for name, seconds in times.items()}
 
 
-def cache_folder() -> Path:
-    """Where this project keeps what it can make again."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("OPENLM_CACHE") or Path(base) / "open_lm")
-
-
 def environment() -> Path:
-    """The Python of datatrove's environment, made where it is missing.
-
-    Raises:
-        RuntimeError: packages can't be installed.
-    """
-    key = hashlib.sha256(_REQUIREMENTS.read_bytes()).hexdigest()[:16]
-    folder = cache_folder() / f"datatrove-{key}"
-    python, stamp = folder / "bin/python", folder / ".openlm-stamp"
-    if not stamp.exists():
-        venv.create(folder, with_pip=True, clear=True)
-        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", _REQUIREMENTS]
-        done = subprocess.run(install, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"datatrove's environment can't be made: {done.stderr.strip()[-1000:]}")
-        stamp.write_text(key)
-    return python
+    """The Python of datatrove's environment, made where it is missing. Raises RuntimeError when packages can't be installed."""
+    return peer_environment(_REQUIREMENTS)
 
 
 def versions(python: Path) -> dict[str, str]:
     """Of the packages that matter, in that environment."""
-    code = "import sys, importlib.metadata as m, json; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
-    command: list[str | Path] = [python, "-c", code, "datatrove", *_SHARED_PACKAGES]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = package_versions(python, ["datatrove", *_SHARED_PACKAGES])
     return {"datatrove": found["datatrove"], **{f"{name} of datatrove": found[name] for name in _SHARED_PACKAGES}}
 
 

@@ -26,6 +26,7 @@ from open_lm.tokenizer import load_tokenizer  # noqa: E402
 from open_lm.tokens.memory import default_limit  # noqa: E402
 from scripts.bench import datatrove_peer, machine, our_run  # noqa: E402
 from scripts.bench import preprocess_figures as figures  # noqa: E402
+from scripts.bench.environment import cache_folder  # noqa: E402
 from scripts.bench.varied_corpus import Corpus, make_corpus, to_json  # noqa: E402
 
 PARTS = ("ours", "hf", "datatrove", "unavoidable", "memory")
@@ -120,7 +121,7 @@ def _bench(options: BenchOptions) -> Iterator[Bench]:
         problems.append(f"--tokenizer {options.tokenizer}: no such file; give a tokenizer.json")
     if problems:
         raise UserError(problems)
-    work = Path(options.work_dir or datatrove_peer.cache_folder() / "bench").resolve()
+    work = Path(options.work_dir or cache_folder() / "bench").resolve()
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="output-", dir=work) as folder:
         yield Bench(options, parts, str(Path(options.tokenizer).resolve()), Path(folder), machine.cores())

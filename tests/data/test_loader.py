@@ -160,12 +160,12 @@ KILLED_WORKER = """
 import multiprocessing, os, signal
 from open_lm.data.loader import Loader, LoaderShape
 from open_lm.data.rows import SyntheticRows
-loader = Loader(SyntheticRows(0, 4, 100), LoaderShape(0, 1, 8, 8), workers=1)
-batches = iter(loader)
-next(batches)
-os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-for _ in range(100_000):
+with Loader(SyntheticRows(0, 4, 100), LoaderShape(0, 1, 8, 8), workers=1) as loader:
+    batches = iter(loader)
     next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    for _ in range(100_000):
+        next(batches)
 """
 
 

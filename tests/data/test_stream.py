@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from open_lm.data.dataset import build_train_data
 from open_lm.data.stream import ShardFile, ShardReader, samples
+from open_lm.params.data import DataParams
 from open_lm.shards.members import MASKED
 
 Write = Callable[..., Path]
@@ -112,3 +114,11 @@ def test_many_shards_in_turns_leave_few_files_open(write_shards: Write) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 64
     reader.close()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_a_uint16_id_beyond_the_vocabulary_is_named_although_whole_batches_are_looked_at(write_shards: Callable[..., Path]) -> None:
+    folder = write_shards([7, 6], key="npy", length=4)
+    params = DataParams(train_data=(f"{folder}/*.tar",), data_tolerate_error_p=0.5, ignore_parse_errors=True)
+    data = build_train_data(params, seq_len=3, vocab_size=12, global_batch_size=13)
+    with pytest.raises(ValueError, match=r"shard-0001\.tar, member 000000000001\.npy: token id 12 is outside the vocabulary of 12"):
+        data.rows.reader(13).read(np.arange(13))

@@ -3,6 +3,7 @@ import contextlib
 import gzip
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -127,3 +128,27 @@ def test_a_damaged_npy_is_a_value_error_or_other_tokens_never_another_error(data
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError):
         assert decode_member("npy", bytes(whole[: data.draw(st.integers(0, len(whole)))]), None).ndim == 2
+
+
+def _inflates() -> list[object]:
+    found: list[object] = [zlib]
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return found
+    return [*found, isal_zlib]
+
+
+@pytest.mark.parametrize("inflate", _inflates(), ids=lambda module: module.__name__)
+def test_gzip_is_read_alike_with_and_without_isal(inflate: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_lm.shards.members._inflate", inflate)
+    text = b"[" + b", ".join(b"%d" % i for i in range(3000)) + b"]"
+    whole = gzip.compress(text)
+    for data in (whole, gzip.compress(text[:70]) + gzip.compress(text[70:]), whole + bytes(100)):
+        assert decode_member("json.gz", data, None)[0].tolist() == list(range(3000))
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0x55
+    for damaged in (whole[:-1], whole[:100], bytes(flipped), whole[:-8] + bytes(8), b"", text):
+        if damaged:
+            with pytest.raises(ValueError, match="^is not whole gzip: "):
+                decode_member("json.gz", damaged, None)
