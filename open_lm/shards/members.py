@@ -8,8 +8,8 @@ npy      a C-order array [n, length] of uint16 or uint32, many sequences (ours);
 
 from __future__ import annotations
 
-import functools
 import contextlib
+import functools
 import gzip
 import io
 import re
