@@ -152,3 +152,26 @@ def test_gzip_is_read_alike_with_and_without_isal(inflate: object, monkeypatch: 
         if damaged:
             with pytest.raises(ValueError, match="^is not whole gzip: "):
                 decode_member("json.gz", damaged, None)
+
+
+_ODD = [
+    *("[1, 2x]", "[1.5]", "[]", "[[1]]", "[01]", "[-1, 5]", "[1,]", "[true]", "{}", "[1] x", "[1 2]", " [3,4] ", "[1,\n2]"),
+    *("[18446744073709551615]", '["a"]'),
+]
+_LISTS = st.lists(st.integers(-1, 1 << 40), max_size=50).map(str)
+
+
+@given(st.one_of(st.sampled_from(_ODD), _LISTS, st.text("[]0123456789-, '<|pad>e.x\n", max_size=40)))
+def test_lists_are_read_alike_with_and_without_simdjson(text: str) -> None:
+    pytest.importorskip("simdjson")
+
+    def read() -> object:
+        try:
+            return decode_member("json", text.encode(), 0).tolist()
+        except ValueError as error:
+            return str(error)
+
+    fast = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("open_lm.shards.members._parsers", None)
+        assert read() == fast
