@@ -11,6 +11,7 @@ import torch
 from open_lm import __version__
 from open_lm.checkpoint.epoch_pair import place_in_data
 from open_lm.checkpoint.find import Found
+from open_lm.checkpoint.load import check_weights
 from open_lm.checkpoint.run_state import RunState
 from open_lm.data.access import access_of
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
@@ -22,7 +23,7 @@ from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.zoo import get_model_config
 from open_lm.params import Params, Problems
-from open_lm.train.launcher import was_ours
+from open_lm.train.launcher import sign_lock, was_ours
 from open_lm.train.loop import Position
 from open_lm.train.parallel import World, from_all, from_first
 from open_lm.train.remote_folder import RemoteFolder
@@ -109,11 +110,16 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     if from_first(world.is_first and was_ours(folder.path)):
         params = from_first(as_restarted(params, folder))
     remote = RemoteFolder(params.checkpoint.remote_sync, folder.name) if params.checkpoint.remote_sync else None
-    resumed, restored = problems.attempt(find_start, params, folder, world, remote) or (None, None)
+    resuming = params.checkpoint.resume is not None
+    early = claim and resuming and from_first(folder.path.is_dir())  # before its states are looked at: who wrote there may still do so
+    lock = problems.attempt(claim_run_folder, folder, params.log, resuming, world) if early else None
+    resumed, restored = problems.attempt(find_start, params, folder, world, remote, claim) or (None, None)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
     if remote and world.is_first and params.checkpoint.resume is None:
         problems.attempt(check_copy, remote, params.log.overwrite)
+    if config and restored is None and world.is_first and not params.model.load_pretrained_state:
+        problems.attempt(check_start_weights, params, config)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
     batch = problems.attempt(global_batch_size, params.batch, world.size)
     # files are looked at even where model or batch are wrong, so that all mistakes are told at once
@@ -135,16 +141,34 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     if config and batch and data and lineage:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
     if not claim:
-        problems.attempt(refuse_existing, folder, params.log, params.checkpoint.resume is not None)
-    problems.found = from_all(problems.found)
-    problems.raise_any()
-    lock = problems.attempt(claim_run_folder, folder, params.log, params.checkpoint.resume is not None, world) if claim else None
-    if remote and lock and params.log.overwrite and params.checkpoint.resume is None:
+        problems.attempt(refuse_existing, folder, params.log, resuming)
+    _raise_any(problems, lock)
+    if claim and not early:
+        lock = problems.attempt(claim_run_folder, folder, params.log, resuming, world)
+    if remote and lock and params.log.overwrite and not resuming:
         problems.attempt(clear_copy, remote)
-    problems.found = from_all(problems.found)
-    problems.raise_any()
+    _raise_any(problems, lock)
+    if lock:
+        sign_lock(lock)
     assert config and kernel and data and masks and length and lineage and validation is not None
     return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote)
+
+
+def _raise_any(problems: Problems, lock: IO[str] | None) -> None:
+    """On every process, what any found; the folder is then free for the next command."""
+    problems.found = from_all(problems.found)
+    if problems.found and lock:
+        lock.close()
+    problems.raise_any()
+
+
+def check_start_weights(params: Params, config: ModelConfig) -> None:
+    """Raises UserError where --pretrained or a checkpoint of --average is not there or of another model."""
+    problems = Problems()
+    named = [("--pretrained", params.model.pretrained)] if params.model.pretrained else []
+    for flag, path in (*named, *(("--average", path) for path in params.averaging.average)):
+        problems.attempt(check_weights, flag, path, config)
+    problems.raise_any()
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:

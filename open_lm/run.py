@@ -294,7 +294,8 @@ def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, lo
     used = throughput(job, count_parameters(model))
     log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, used, loader, job.start, job.source_names, keep.metrics)
     in_model, about = averages.in_model_by_name, about_weights(job)
-    validation = InTraining(model, job.validation, validation_config(job), folder, params.model.model, log.validated, in_model)
+    name, start = params.model.model, job.start.step
+    validation = InTraining(model, job.validation, validation_config(job), folder, name, log.validated, in_model, start)
     callbacks: list[Callback] = [
         LauncherWatch(),
         keep,

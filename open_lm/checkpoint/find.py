@@ -14,12 +14,22 @@ Found = tuple[str, RunState]
 """Path or URL, and its plain part."""
 
 
-def newest_state(folder: Path) -> Found | None:
+def newest_state(folder: Path, elsewhere: Found | None = None) -> Found | None:
     """The newest whole state of a local checkpoints folder: a run state, unless OpenLM's files are of a later step. None for none.
+
+    Args:
+        elsewhere: a state of the same run in another place, which is taken unless one here is of a later step.
 
     Raises:
         ValueError: there are checkpoints, and none can be resumed.
     """
+    if elsewhere:
+        try:
+            here = newest_state(folder) if run_states(folder) or any(folder.glob("optimizer_*.pt")) else None
+        except ValueError as error:
+            logging.warning(f"{error}; passed over")
+            return elsewhere
+        return here if here and here[1].step > elsewhere[1].step else elsewhere
     pairs = any(folder.glob("optimizer_*.pt"))
     found, broken = None, None
     try:

@@ -76,6 +76,25 @@ def open_weights(checkpoint: str) -> tuple[WeightsFile, str]:
     return _remote_folder(checkpoint)
 
 
+def check_weights(flag: str, checkpoint: str, config: ModelConfig) -> None:
+    """Whether `open_weights` finds weights of this model. Of a remote checkpoint only whether it is there; it is fetched once.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    try:
+        if storage.is_remote(checkpoint):
+            if not storage.exists(checkpoint):
+                raise ValueError(f"checkpoint {checkpoint}: no such file")
+            return
+        file, path = open_weights(checkpoint)
+        with torch.device("meta"):
+            model = Transformer(config)
+        load_weights(model, file.state_dict, path)  # into nothing: names and shapes are compared
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag}: {error}") from None
+
+
 def _remote_folder(url: str) -> tuple[WeightsFile, str]:
     """Of a run folder, a checkpoints folder or a run state behind a URL."""
     try:

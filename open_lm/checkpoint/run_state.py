@@ -97,7 +97,7 @@ def read_run_state(state: str | os.PathLike[str]) -> RunState:
 
 def _first_problem(url: str, files: dict[str, dict[str, Any]]) -> str | None:
     """The name of a file that is not what state.json says."""
-    there = sizes(url)
+    there = sizes(url, files)
     wrong = [name for name, about in files.items() if there.get(name) != about["bytes"]]
     if wrong or storage.is_remote(url):
         return wrong[0] if wrong else None

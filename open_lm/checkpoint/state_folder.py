@@ -12,7 +12,8 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -20,6 +21,7 @@ from open_lm import storage
 from open_lm.checkpoint.safe_metadata import METADATA_FILE
 
 STATE_FILE = "state.json"
+_THREADS = 8
 REMOTE_PART_BYTES = 256 << 20
 """A part for a URL is made in memory, of at most so many bytes or one tensor; on a disk a process writes one file."""
 
@@ -163,8 +165,22 @@ def remove_run_state(state: str) -> None:
     storage.remove(storage.join(state, METADATA_FILE))
 
 
+def restore_interrupted(folder: str) -> None:
+    """Put back a local run state that was to be replaced by another of its step, where the process died in between.
+
+    One that was to be removed (`remove_run_state`) has no attempt in its name and stays removed.
+    """
+    if storage.is_remote(folder):
+        return
+    for old in sorted(storage.local_path(folder).glob(".step_*.old.tmp")):
+        match = re.fullmatch(r"\.(step_\d+)\.[^.]+\.old\.tmp", old.name)
+        if match and (old / STATE_FILE).is_file() and not (old.parent / match[1]).exists():
+            os.replace(old, old.parent / match[1])
+
+
 def remove_leftovers(folder: str) -> None:
     """Remove what killed saves left. Only for the one run that writes there."""
+    restore_interrupted(folder)
     if not storage.is_remote(folder):
         for path in storage.local_path(folder).glob(".step_*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
@@ -177,10 +193,21 @@ def remove_leftovers(folder: str) -> None:
             storage.remove(stored.url)
 
 
-def sizes(state: str) -> dict[str, int]:
-    """Bytes of each file of a run state, the hidden .metadata included."""
+def sizes(state: str, names: Collection[str]) -> dict[str, int]:
+    """Bytes of those files of a run state that are there, the hidden .metadata included; a web server can't list and is asked for each."""
+    if state.startswith(("http://", "https://")):
+        with ThreadPoolExecutor(_THREADS) as pool:
+            told = pool.map(_size, [storage.join(state, name) for name in names])
+        return {name: size for name, size in zip(names, told, strict=True) if size is not None}
     stored = storage.list_files(state.rstrip("/") + "/")
     found = {one.url.rpartition("/")[2]: one.size for one in stored}
     with contextlib.suppress(FileNotFoundError):
         found[METADATA_FILE] = storage.size(storage.join(state, METADATA_FILE))
     return found
+
+
+def _size(url: str) -> int | None:
+    try:
+        return storage.size(url)
+    except FileNotFoundError:
+        return None

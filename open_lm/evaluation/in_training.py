@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from open_lm import storage
 from open_lm.data.dataset import ValidationSet
 from open_lm.data.loader import Loader, validation_shape
 from open_lm.data.source_names import source_names
@@ -53,18 +54,22 @@ class InTraining:
         model_name: str,
         tell: Callable[[Mapping[str, Any], int], None],
         averages: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
+        start_step: int = 0,
     ):
         """What is told, and of which weights.
 
         Args:
             tell: takes the numbers of one set and the step; with several sets their names begin with the set's, `<set>/loss`.
             averages: by name, what puts an average into the model's weights for a while.
+            start_step: where the run goes on; what results.jsonl has of later steps is removed, since they are made again.
         """
         self.model, self.sets, self.config, self.folder = model, sets, config, folder
         self.model_name, self.tell, self.averages = model_name, tell, averages or {}
         self.names = dict(zip([one.name for one in sets], source_names([one.name for one in sets]), strict=True))
         self.metrics: list[dict[str, Any]] = []
         """Of the last validation of the model's own weights, one dict per set."""
+        if config.rank == 0:
+            _drop_after(folder / "results.jsonl", start_step)
 
     def after_step(self, position: _Position, result: Any) -> None:
         """Nothing: validations are at epoch ends."""
@@ -114,3 +119,21 @@ class InTraining:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _drop_after(path: Path, start_step: int) -> None:
+    """Remove the validations of later steps, and a half-written last line; lines that tell no step stay."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= start_step]
+    if kept != lines:
+        with storage.atomic_write(path, "w") as file:
+            file.writelines(kept)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)[0]["step"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return 0

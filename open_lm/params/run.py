@@ -13,7 +13,8 @@ class CheckpointParams:
     """checkpoints"""
 
     resume: str | None = None
-    """`latest`, or a path or URL to continue from: a step_<n> folder, an epoch_N.pt with its optimizer_N.pt, or a run folder."""
+    """`latest`, or what to continue from: a step_<n> folder or a run folder, local or a URL; or a local epoch_N.pt with its
+    optimizer_N.pt. A run's own only where it has no later ones."""
     checkpoint_dir: str | None = None
     """Folder or URL (s3://...) for this run's step_<n> run states. Default: the run folder's checkpoints/."""
     reset_trainer_state: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import shlex
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from open_lm.params.check import TOPICS
+from open_lm.params.fields import build_parser
 from open_lm.train.loop import Nothing, Position
 from open_lm.train.step import StepResult
 
@@ -53,9 +56,6 @@ def lock_run_folder(path: Path, patience: float = 60.0) -> IO[str]:
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n{launcher()}\n")
-            file.flush()
             return file
         except OSError:
             if time.monotonic() > end:
@@ -65,6 +65,13 @@ def lock_run_folder(path: Path, patience: float = 60.0) -> IO[str]:
                 logging.warning(f"another process is writing to {path}; waiting up to {patience:.0f} s for it to end")
                 told = True
             time.sleep(0.2)
+
+
+def sign_lock(lock: IO[str]) -> None:
+    """Say in the lock of a run folder who writes there: of a run whose options are right, so that a restart takes no other for its own."""
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n{launcher()}\n")
+    lock.flush()
 
 
 def started_by_torchrun() -> bool:
@@ -116,10 +123,24 @@ def next_command(name: str) -> str:
 
 
 def _resuming(words: list[str], name: str) -> list[str]:
-    """The words of a command without --overwrite and what --resume said, with --name and --resume latest."""
+    """The words of a command without --overwrite, --resume and what it said, and its reset; with --name and --resume latest."""
+    flags = [_flag(word) for word in words]
+    doomed = {"--overwrite", "--resume"} | (set() if "--load-pretrained-state" in flags else {"--reset-trainer-state"})
     kept: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        if word not in ("--overwrite", "--resume") and before != "--resume" and not word.startswith("--resume="):
+    for before, word, flag in zip(["", *words], words, flags, strict=False):
+        if flag not in doomed and (_flag(before) != "--resume" or "=" in before):
             kept.append(word)
-    named = any(word == "--name" or word.startswith("--name=") for word in kept)
-    return [*kept, *(() if named else ("--name", name)), "--resume", "latest"]
+    return [*kept, *(() if "--name" in flags else ("--name", name)), "--resume", "latest"]
+
+
+def _flag(word: str) -> str:
+    """The flag of this project that a word is, also shortened; "" for any other word."""
+    name = word.split("=")[0]
+    flags = _flags()
+    meant = [name] if name in flags else [flag for flag in flags if name.startswith("--") and name != "--" and flag.startswith(name)]
+    return meant[0] if len(meant) == 1 else ""
+
+
+@functools.cache
+def _flags() -> list[str]:
+    return [*build_parser(TOPICS)._option_string_actions]

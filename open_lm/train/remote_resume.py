@@ -7,31 +7,40 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from open_lm import storage
-from open_lm.checkpoint.run_state import RunState, newest_run_state, read_run_state
+from open_lm.checkpoint.find import newest_state
+from open_lm.checkpoint.run_state import RunState, read_run_state
 from open_lm.checkpoint.state_folder import STATE_FILE
 from open_lm.train.remote_folder import Record, RemoteFolder, signature, whole_states
 from open_lm.train.remote_sync import LATEST, kind_of
 
 _THREADS = 4
 _BUFFER = 1 << 20
+_EPOCH = re.compile(r"checkpoints/epoch_(\d+)\.pt")
 
 
-def newest_of_both(folder: Path, remote: RemoteFolder) -> tuple[str, RunState] | None:
-    """The newest whole run state of a run folder and its copy, in the run folder; one of the copy is fetched, with the logs up to it.
+def newest_of_both(
+    folder: Path, remote: RemoteFolder, elsewhere: tuple[str, RunState] | None = None, fetch: bool = True
+) -> tuple[str, RunState] | None:
+    """The newest whole state of a run folder and its copy, in the run folder; a run state of the copy is fetched, with the logs up to it.
 
-    For the first process. None where neither has one.
+    For the first process. None where neither has a checkpoint.
+
+    Args:
+        elsewhere: of the same run, in --checkpoint-dir.
+        fetch: False to look only: a state of the copy stays there.
 
     Raises:
         ValueError: there are run states, and none can be had; or the copy can't be looked at and the run folder has none.
     """
     here, broken = None, ""
     try:
-        here = newest_run_state(folder / "checkpoints")
+        here = newest_state(folder / "checkpoints", elsewhere)
     except ValueError as error:
         broken = str(error)
     try:
@@ -39,13 +48,14 @@ def newest_of_both(folder: Path, remote: RemoteFolder) -> tuple[str, RunState] |
         steps = [step for step in whole_states(names) if here is None or step > here[1].step]
         for step in steps:
             try:
-                path = fetch_state(folder, remote, step)
-                state = read_run_state(str(path))
+                path = str(fetch_state(folder, remote, step)) if fetch else remote.url_of(f"checkpoints/step_{step}")
+                state = read_run_state(path)
             except ValueError as error:
                 logging.warning(f"{error}; trying the checkpoint before it")
                 continue
-            fetch_logs(folder, remote, names)
-            return str(path), state
+            if fetch:
+                fetch_logs(folder, remote, names)
+            return path, state
     except (OSError, ValueError) as error:
         if here is None:
             remedy = "without it a run whose states may be there would start again; mend that, or leave --remote-sync out"
@@ -54,7 +64,21 @@ def newest_of_both(folder: Path, remote: RemoteFolder) -> tuple[str, RunState] |
     else:
         if here is None and (broken or steps):
             raise ValueError(broken or f"--resume latest: no checkpoint of {remote.url} is whole; remove them to start from the beginning")
+        _refuse_pairs(folder, remote, names, here[1] if here else None)
+        if fetch and not (folder / "out.log").exists():
+            fetch_logs(folder, remote, names)
     return here
+
+
+def _refuse_pairs(folder: Path, remote: RemoteFolder, names: dict[str, int], here: RunState | None) -> None:
+    """Raises ValueError where the copy has an epoch_N.pt to go on from that is later than the state at hand; those are not fetched."""
+    epochs = [int(found[1]) for name in names if (found := _EPOCH.fullmatch(name))]
+    if here:
+        known = max(epochs, default=0) if here.epoch is None else here.epoch
+        epochs = [epoch for epoch in epochs if f"checkpoints/optimizer_{epoch}.pt" in names and epoch > known]
+    if epochs and not whole_states(names):
+        remedy = f"copy its checkpoints/ and params.txt into {folder} and give the same command, or use another --name"
+        raise ValueError(f"--remote-sync {remote.url}: holds epoch_{max(epochs)}.pt, later than what is here, and no run state; {remedy}")
 
 
 def fetch_state(folder: Path, remote: RemoteFolder, step: int, trust: bool = False) -> Path:

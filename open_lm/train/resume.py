@@ -139,7 +139,7 @@ def epochs_complete(state: RunState, length: RunLength) -> int:
 def as_restarted(params: Params, folder: RunFolder) -> Params:
     """The options of a run that torchrun starts again: nothing is deleted, and it goes on from its own newest state where it has one."""
     again = params.checkpoint.resume
-    if again is None or run_states(params.checkpoint.checkpoint_dir or folder.checkpoints):
+    if again is None or run_states(params.checkpoint.checkpoint_dir or folder.checkpoints) or run_states(folder.checkpoints):
         again = "latest"
     return replace(params, checkpoint=replace(params.checkpoint, resume=again), log=replace(params.log, overwrite=False))
 

@@ -79,6 +79,10 @@ def test_the_next_command_is_the_one_given_with_resume_latest() -> None:
     words = ["python", "-m", "open_lm.main", "--resume", "a/step_3", "--lr", "1", "--overwrite"]
     assert _resuming(words, "n") == ["python", "-m", "open_lm.main", "--lr", "1", "--name", "n", "--resume", "latest"]
     assert _resuming(["m", "--name=x", "--resume=latest"], "x") == ["m", "--name=x", "--resume", "latest"]
+    assert _resuming(["m", "--resum", "a", "--reset-trainer-state", "--overw"], "x") == ["m", "--name", "x", "--resume", "latest"]
+    loaded = ["m", "--name", "x", "--pretrained", "a", "--load-pretrained-state", "--reset-trainer-state"]
+    assert _resuming(loaded, "x") == [*loaded, "--resume", "latest"]
+    assert _resuming(["run", "--re", "3", "m", "--lr", "--", "1"], "x")[:6] == ["run", "--re", "3", "m", "--lr", "--"]
 
 
 def judged(watch: Outliers, values: Any) -> list[bool]:
