@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from open_lm.params.check import TOPICS
+from open_lm.params.fields import options_of
 from open_lm.train.loop import Nothing, Position
 from open_lm.train.step import StepResult
 
@@ -116,10 +118,22 @@ def next_command(name: str) -> str:
 
 
 def _resuming(words: list[str], name: str) -> list[str]:
-    """The words of a command without --overwrite and what --resume said, with --name and --resume latest."""
-    kept: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        if word not in ("--overwrite", "--resume") and before != "--resume" and not word.startswith("--resume="):
-            kept.append(word)
-    named = any(word == "--name" or word.startswith("--name=") for word in kept)
-    return [*kept, *(() if named else ("--name", name)), "--resume", "latest"]
+    """The words of a command without --overwrite and what --resume said, with --name and --resume latest.
+
+    --reset-trainer-state goes with the --resume that it belonged to. Flags may be shortened, as they may be when they are given.
+    """
+    flags = [_flag(word) for word in words]
+    gone = {"--overwrite", "--resume"}
+    if "--resume" in flags and "--load-pretrained-state" not in flags:
+        gone.add("--reset-trainer-state")
+    takes_next = [False, *(flag == "--resume" and "=" not in word for flag, word in zip(flags, words, strict=True))]
+    kept = [word for word, flag, value in zip(words, flags, takes_next, strict=False) if flag not in gone and not value]
+    return [*kept, *(() if "--name" in flags else ("--name", name)), "--resume", "latest"]
+
+
+def _flag(word: str) -> str:
+    """The flag of a run that a word is, written out, or may be short for; "" for other words."""
+    start, options = word.partition("=")[0], options_of(TOPICS).values()
+    known = {name for option in options for name in (option.flag, *option.aliases)}
+    meant = [start] if start in known else [name for name in known if start.startswith("--") and name.startswith(start)]
+    return meant[0] if len(meant) == 1 else ""
