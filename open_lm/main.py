@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from open_lm.train.parallel import alone, join_world
 
         if params.ending.dry_run:
-            dry_run(params, alone(params.parallel))
+            if rank == 0:
+                dry_run(params, alone(params.parallel))
             return 0
         with join_world(params.parallel) as world:
             return run(params, world, warnings)

@@ -32,9 +32,11 @@ from open_lm.params import Params
 from open_lm.params.averagers import parse_averagers
 from open_lm.params.ending import seconds_of
 from open_lm.train import farewell, forecast
+from open_lm.train.agreement import Meeting
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
 from open_lm.train.endings import Endings
-from open_lm.train.guard import Guard, add_to_log, end_soon
+from open_lm.train.failure import Failure
+from open_lm.train.guard import Guard
 from open_lm.train.launcher import LauncherWatch, seconds_since_launch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, over_processes
@@ -74,40 +76,43 @@ def run(params: Params, world: World, warnings: Sequence[str] = ()) -> int:
         UserError: a mistake in options or files, on every process, before anything started.
     """
     job = prepare(params, world)
-    params = job.params
-    with job.lock or nullcontext(), ExitStack() as beside:
-        start_logging(job.folder, params.log, world)
-        if world.is_first:
-            beside.enter_context(copied(job.folder.path, job.remote, params.checkpoint.remote_sync_frequency))
-        for warning in (*warnings, *job.lineage.notes):
-            logging.warning(warning)
-        if job.start.step >= job.length.total_steps:
-            logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
-            return 0
-        before: int | None = from_first(farewell.ended_under_this_launcher(job.folder) if world.is_first else None)
-        if before is not None:
-            return before
-        if world.is_first:
-            describe_run(job)
-            farewell.begin(job.folder)
-        guard = Guard(f"process {world.rank}", job.folder.log, world.size > 1, params.ending.watchdog_minutes * 60)
+    guard = Guard(f"process {world.rank}", job.folder.log, world.size > 1, job.params.ending.watchdog_minutes * 60)
+    meeting, ended = Meeting(), False
+    with job.lock or nullcontext(), ExitStack() as guarded:
+        start_logging(job.folder, job.params.log, world)
         try:
-            return train_job(job, build(job), guard)
-        except Exception as error:
-            tell_failure(job, guard.step, error)
-            raise
+            with copied(job.folder.path, job.remote, job.params.checkpoint.remote_sync_frequency) if world.is_first else nullcontext():
+                code = begin(job, guard, guarded, meeting, warnings)
+                ended = True
+        finally:
+            if ended:  # torchrun ends the first process where another one leaves with a code of its own
+                meeting()
+        return code
 
 
-def tell_failure(job: Job, step: int | None, error: Exception) -> None:
-    """An error of this process, in the log of the run; the process is gone soon, whatever its way out waits for."""
-    world = job.world
-    where = f"process {world.rank} stopped" + ("" if step is None else f" in or after step {step + 1}")
-    if world.is_first or job.params.log.log_local:
-        logging.error(f"{where}: {error}", exc_info=not isinstance(error, ValueError))
-    if not world.is_first:
-        add_to_log(job.folder.log, f"{where}: {error}")
-    if world.size > 1:
-        end_soon()
+def begin(job: Job, guard: Guard, guarded: ExitStack, meeting: Meeting, warnings: Sequence[str]) -> int:
+    """Train unless there is nothing to do. Returns the exit code.
+
+    Args:
+        guarded: closed when all that follows training is written; the guard is entered there.
+    """
+    params, world = job.params, job.world
+    for warning in (*warnings, *job.lineage.notes):
+        logging.warning(warning)
+    if job.start.step >= job.length.total_steps:
+        logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
+        return 0
+    before: int | None = from_first(farewell.ended_under_this_launcher(job.folder) if world.is_first else None)
+    if before is not None:
+        return before
+    if world.is_first:
+        describe_run(job)
+        farewell.begin(job.folder)
+    failure = Failure(world, job.folder.log, world.is_first or params.log.log_local, guard)
+    with failure:
+        trained = build(job)
+        guarded.enter_context(guard)
+        return train_job(job, trained, guard, failure, meeting)
 
 
 def dry_run(params: Params, world: World) -> None:
@@ -178,7 +183,8 @@ def build(job: Job) -> Trained:
 def restore(job: Job, trained: Trained) -> None:
     """Everything as it was saved; averages that were not begin from the weights."""
     assert job.restored
-    averages, outliers = trained.averages, trained.outliers.tensors()
+    averages = trained.averages
+    outliers = (trained.outliers if job.resumed else Outliers(device=job.world.device)).tensors()  # a new run has its own measure
     before = job.resumed[1].params.get("averagers") if job.resumed else None
     if is_pair(job.restored):
         before = None  # such files hold no averages
@@ -227,23 +233,24 @@ def throughput(job: Job, parameters: int) -> Throughput:
     return Throughput(job.world.size, job.config.seq_len, flops, find_peak(job.world.device, job.params.log.peak_tflops))
 
 
-def train_job(job: Job, trained: Trained, guard: Guard) -> int:
+def train_job(job: Job, trained: Trained, guard: Guard, failure: Failure, meeting: Meeting) -> int:
     """Train, with everything that happens beside it, and close all of it whatever happens. Returns the exit code."""
     params, world, length = job.params, job.world, job.length
     step = make_step(job, trained)
     with ExitStack() as stack:
-        stack.enter_context(guard)
         tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
         before = {"rows_before": job.lineage.first, "lost_before": job.lost_before}
         loader = stack.enter_context(Loader(job.data.rows, job.shape, params.data.workers, tolerate, job.masks, sources, **before))
         states = make_run_states(job, trained, loader)
-        callbacks = make_callbacks(job, trained, step, states, loader)
+        callbacks = [*make_callbacks(job, trained, step, states, loader), meeting]
         for callback in callbacks:
             stack.callback(callback.close)
+        stack.enter_context(failure)  # told before anything is closed
         schedule, endings = make_schedule(params.optimizer, length), make_endings(params, guard)
         end, ending = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, job.start, callbacks, endings)
         with guard.beside_the_step(end.step):
             states.wait()
+        guard.steps_ended()
         for line in loader.log_lines():
             logging.info(line)
     if world.is_first:

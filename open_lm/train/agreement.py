@@ -1,10 +1,16 @@
-"""Decisions that all processes make at the same step, although only some of them know the reason: no process waits for the device."""
+"""What processes decide and wait for together, on the hosts: decisions at one step whose reason only some know, and meetings."""
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from open_lm.train.loop import Nothing, Position
+
+_PATIENCE = timedelta(hours=24)  # for what the first process writes or copies alone
 
 
 class Agreement:
@@ -31,3 +37,23 @@ class Agreement:
         if self._under_way is not None:
             self._under_way.wait()
         return self._said
+
+
+class Meeting(Nothing):
+    """Call it to wait for all processes; as the last callback it does so at epoch ends, where the first process writes alone.
+
+    So none of them waits in the next step, which would look like one that can't end, and none leaves before the others. Every process
+    makes one and calls it as often as the others.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
+
+    def __call__(self) -> None:
+        """Return when all processes have called. Raises RuntimeError where one of them is gone."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def after_epoch(self, position: Position) -> None:
+        """Wait for all processes."""
+        self()

@@ -45,15 +45,18 @@ def lines(length: RunLength, plan: SavePlan, schedule: Schedule, start: Position
         return [f"The run is finished ({start.step} steps); there is nothing to do. Give more --epochs to go on"]
     per_step = length.global_batch_size * size.seq_len
     states, weights = saved_steps(length, plan, start), saved_epochs(length, plan, start)
-    kept = kept_states(plan, states), sum(not plan.passing(epoch) for epoch in weights[:-1]) + bool(weights)
-    disk = kept[0] * size.state + kept[1] * size.epoch
+    kept = kept_states(length, plan, start), sum(not plan.passing(epoch) for epoch in weights[:-1]) + bool(weights)
+    epoch_bytes = size.epoch + (2 * size.weights if plan.openlm_optimizer else 0)
+    disk = kept[0] * size.state + kept[1] * epoch_bytes
+    late = f", and whenever {plan.every_minutes:g} minutes have passed since the last" if plan.every_minutes else ""
+    more = " without the states of the clock" if late and not plan.keep_last else ""
     ends = [length.epoch_end(epoch) for epoch in range(start.epoch, length.epochs)]
     return [
         f"Training: {steps:,} steps{begin}, {steps * per_step:,} tokens ({per_step:,} a step), model of {size.parameters:,} parameters",
         f"Epochs end after steps {_shortened(ends)}",
-        f"Run states: {len(states)}, after steps {_shortened(states)}; {_bytes(size.state)} each, {kept[0]} stay",
-        f"Weights: {len(weights)}, after epochs {_shortened(weights)}; {_bytes(size.epoch)} each, {kept[1]} stay",
-        f"Disk: about {_bytes(disk)} at the end, and up to {_bytes(size.state + size.epoch)} more while it saves",
+        f"Run states: {len(states)}, after steps {_shortened(states)}{late}; {_bytes(size.state)} each, {kept[0]} of these stay",
+        f"Weights: {len(weights)}, after epochs {_shortened(weights)}; {_bytes(epoch_bytes)} each, {kept[1]} stay",
+        f"Disk: about {_bytes(disk)} at the end{more}, and up to {_bytes(size.state + epoch_bytes)} more while it saves",
         "Learning rate:",
         *draw([schedule(step) for step in _spread(start.step, length.total_steps)], start.step + 1, length.total_steps),
     ]
@@ -61,17 +64,22 @@ def lines(length: RunLength, plan: SavePlan, schedule: Schedule, start: Position
 
 def saved_steps(length: RunLength, plan: SavePlan, start: Position) -> list[int]:
     """Steps after which a run state is saved."""
-    ends = {length.epoch_end(epoch - 1) for epoch in range(start.epoch + 1, length.epochs + 1) if plan.due(epoch)}
+    ends = {length.epoch_end(epoch - 1) for epoch in saved_epochs(length, plan, start)}
+    return sorted(ends | _every_so_many(length, plan, start))
+
+
+def _every_so_many(length: RunLength, plan: SavePlan, start: Position) -> set[int]:
     every = plan.every_steps
-    regular = set(range((start.step // every + 1) * every, length.total_steps + 1, every)) if every else set()
-    return sorted(ends | regular)
+    return set(range((start.step // every + 1) * every, length.total_steps + 1, every)) if every else set()
 
 
-def kept_states(plan: SavePlan, states: Sequence[int]) -> int:
+def kept_states(length: RunLength, plan: SavePlan, start: Position) -> int:
     """Run states that are there at the end, of those saved on the way."""
+    irregular = {length.epoch_end(epoch - 1) for epoch in saved_epochs(length, plan, start) if not plan.regular(epoch)}
+    passing = irregular - _every_so_many(length, plan, start)
     there: list[int] = []
-    for step in states:
-        gone = plan.superseded([*there, step], step)
+    for step in saved_steps(length, plan, start):
+        gone = plan.superseded([*there, step], step, passing)
         there = [one for one in [*there, step] if one not in gone]
     return len(there)
 

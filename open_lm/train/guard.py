@@ -7,6 +7,8 @@ By itself the thread ends the process in three cases, and saves nothing in any o
 - a second SIGINT: at once;
 - SIGTERM or SIGINT to one of several processes, and its step doesn't end: the others are gone;
 - no step for --watchdog-minutes.
+
+After the last step it goes on noting signals, so that nothing cuts off what is written then, until a second SIGINT.
 """
 
 from __future__ import annotations
@@ -79,6 +81,10 @@ class Guard:
             yield
         finally:
             self._last, self._in_step = time.monotonic(), True
+
+    def steps_ended(self) -> None:
+        """No step follows: from here on only a second SIGINT ends the process."""
+        self.watchdog, self._in_step = 0.0, False
 
     def __enter__(self) -> Guard:
         global _guarded

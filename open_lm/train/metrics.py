@@ -35,9 +35,10 @@ class Waits(Protocol):
 class MetricsLog(Nothing):
     """Reads the device every --log-every-n-steps steps, and tells every sink. On every process, since reading must be done by all.
 
-    With `source_names`, `loss/<name>` is the mean cross-entropy, without z-loss, over the targets of a source in the steps since the
-    last log step, `targets/<name>` their number; a source that had none in them has no loss. `data_wait_seconds` is that of the process
-    that waited longest, out of `seconds`; `fetched_bytes` and `lost_rows` are summed over the processes. `more` gives further numbers.
+    `tokens` counts positions, `targets` the unmasked ones since the last log step. With `source_names`, `loss/<name>` is the mean
+    cross-entropy, without z-loss, over the targets of a source in the steps since the last log step, `targets/<name>` their number; a
+    source that had none in them has no loss. `data_wait_seconds` is that of the process that waited longest, out of `seconds`;
+    `fetched_bytes` and `lost_rows` are summed over the processes. `more` gives further numbers.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class MetricsLog(Nothing):
         self.sinks, self.every, self.length, self.waits, self.source_names = sinks, every, length, waits, source_names
         self.since, self.before, self.waited, self.fetched = time.perf_counter(), start, 0.0, 0
         self.bad_steps: list[Tensor] = []
+        self.targets: list[Tensor] = []
         self.by_source: Tensor | None = None
 
     def after_step(self, position: Position, result: StepResult) -> None:
         """At a log step and at the last one: read loss and norm, tell every sink, write the log line."""
         self.bad_steps.append(result.skipped)
+        self.targets.append(result.targets)
         if result.by_source is not None:
             self.by_source = result.by_source if self.by_source is None else self.by_source + result.by_source
         if position.step % self.every and position.step != self.length.total_steps:
@@ -73,6 +76,7 @@ class MetricsLog(Nothing):
             "step": position.step,
             "epoch": position.epoch,
             "tokens": position.tokens,
+            "targets": int(torch.stack(self.targets).sum()),
             "loss": loss,
             "lr": position.lr,
             "grad_norm": grad_norm,
@@ -87,7 +91,8 @@ class MetricsLog(Nothing):
             metrics["lost_rows"] = sum(losses)
         if any(fetches):
             metrics["fetched_bytes"] = sum(fetches)
-        self.since, self.before, self.waited, self.fetched, self.bad_steps, self.by_source = now, position, waited, fetched, [], None
+        self.since, self.before, self.waited, self.fetched = now, position, waited, fetched
+        self.bad_steps, self.targets, self.by_source = [], [], None
         if skipped:
             logging.warning(f"{skipped} of the last steps were not finite, or spikes; their updates were left out")
         for sink in self.sinks:

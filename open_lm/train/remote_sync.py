@@ -2,8 +2,8 @@
 
 Whole files only: logs as they were at one moment, up to their last whole line; run states when they are whole, `state.json` last, then
 `latest`; nothing hidden or temporary. What didn't change since it was copied is not copied again. What the run itself deleted of its
-checkpoints goes from the copy too, once the copy has another one of the same kind. Faults are warnings; the run never waits for the
-remote but at its end.
+checkpoints goes from the copy too, once the copy has another one of the same kind; what it deletes while that is copied stays on the disk
+until then, under a second name. Faults are warnings; the run never waits for the remote but at its end.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ from types import TracebackType
 
 from open_lm import storage
 from open_lm.checkpoint.state_folder import STATE_FILE, run_states
-from open_lm.train.remote_folder import Record, RemoteFolder, signature
+from open_lm.train.remote_folder import Record, RemoteFolder, signature, whole_states
 
 LATEST = "checkpoints/latest"
+HELD = ".remote_sync.held"
+"""In a run folder: second names of the checkpoint files that are being copied."""
 _CHECKPOINT = re.compile(r"checkpoints/(step_\d+/.*|(\w[\w.-]*)_\d+\.pt)")
 _LINES = (".log", ".jsonl")
 _FAILURES = 3  # files that may fail, each after its attempts, before a pass gives up
@@ -85,7 +88,7 @@ class RemoteSync:
     def sync(self) -> None:
         """One pass: copy what changed, then remove what the run deleted."""
         missing: list[str] = []
-        failures = 0
+        failures, overtaken = 0, False
         try:
             if self._there is None:
                 there = self.remote.files()
@@ -105,9 +108,15 @@ class RemoteSync:
                     self._copy(names)
             except (OSError, ValueError) as error:
                 if not isinstance(error, storage.StorageError) and not (self.folder / names[0]).exists():
+                    overtaken = overtaken or kind_of(names[0]) == "step"
                     continue  # the run deleted it meanwhile
                 self.problem, failures = str(error), failures + 1
                 missing += names
+        if overtaken and not any(
+            kind_of(name) == "step" and self._is_copied(name) for name in self.record.files if name.endswith(STATE_FILE)
+        ):
+            states = "run states are deleted faster than they are copied; none of this pass is whole there. Keep more (--keep-last)"
+            logging.warning(f"--remote-sync {self.remote.url}: {states}, or save less often")
         try:
             if not missing:
                 self._point_latest()
@@ -117,27 +126,31 @@ class RemoteSync:
             self.problem, missing = str(error), missing or [LATEST]
         self.missing = missing
 
-    def _is_copied(self, name: str) -> bool:
+    def _is_copied(self, name: str, folder: Path | None = None) -> bool:
         try:
-            return self.record.files.get(name) == signature((self.folder / name).stat())
+            return self.record.files.get(name) == signature(((folder or self.folder) / name).stat())
         except FileNotFoundError:
             return False
 
     def _copy(self, names: list[str]) -> None:
         """One file, or the files of a run state of which the last makes it whole."""
+        with held(self.folder, names) as folder:
+            self._copy_from(folder, names)
+
+    def _copy_from(self, folder: Path, names: list[str]) -> None:
         assert self._there is not None
-        changed = [name for name in names if not self._is_copied(name)]
+        changed = [name for name in names if not self._is_copied(name, folder)]
         if len(names) > 1 and changed != names[-1:] and names[-1] in self._there:
             self.remote.remove(names[-1])  # another state of this step: it is not whole from here on
             self._forget(names[-1])
         for name in changed if len(names) == 1 else [*[n for n in changed if n != names[-1]], names[-1]]:
-            self.record.files[name] = self._upload(name)
+            self.record.files[name] = self._upload(folder, name)
             self._there[name] = self.record.files[name][0]
             if self._there[name] >= _LARGE:
                 self.record.save()
 
-    def _upload(self, name: str) -> tuple[int, int]:
-        path, url = self.folder / name, self.remote.url_of(name)
+    def _upload(self, folder: Path, name: str) -> tuple[int, int]:
+        path, url = folder / name, self.remote.url_of(name)
         if _CHECKPOINT.fullmatch(name):
             before = signature(path.stat())
             storage.upload(path, url, self._stop)
@@ -149,20 +162,26 @@ class RemoteSync:
         return taken
 
     def _point_latest(self) -> None:
-        """`latest` names the target of the run folder's link, when its copy is whole."""
+        """`latest` names the target of the run folder's link when its copy is whole, else the newest that is."""
         link = self.folder / LATEST
         if not link.is_symlink():
             return
-        target = str(link.readlink())
+        target, whole = str(link.readlink()), whole_states(dict.fromkeys(self.record.files, 0))
+        if f"checkpoints/{target}/{STATE_FILE}" not in self.record.files and whole:
+            target = f"step_{whole[0]}"
         place = (0, int(target.rpartition("_")[2])) if target.rpartition("_")[2].isdigit() else (0, 0)
         if f"checkpoints/{target}/{STATE_FILE}" in self.record.files and self.record.files.get(LATEST) != place:
             storage.write_bytes(self.remote.url_of(LATEST), target.encode())
             self.record.files[LATEST] = place
 
     def _tidy(self) -> None:
-        """Remove copies of checkpoints that the run deleted, if the copy has others of their kind that are still in the run folder."""
-        kept = {kind_of(name) for name in self.record.files if (self.folder / name).exists()} - {None}
-        gone = [name for name in self.record.files if kind_of(name) in kept and not (self.folder / name).exists()]
+        """Remove copies of checkpoints that the run deleted; of a kind of which it has none of these any more, the newest stays."""
+        here = {kind_of(name) for name in self.record.files if whole_with(name) and (self.folder / name).exists()}
+        newest: dict[str | None, int] = {}
+        for name in filter(whole_with, self.record.files):
+            newest[kind_of(name)] = max(number_of(name), newest.get(kind_of(name), 0))
+        gone = [name for name in self.record.files if kind_of(name) in newest and not (self.folder / name).exists()]
+        gone = [name for name in gone if kind_of(name) in here or number_of(name) != newest[kind_of(name)]]
         for name in sorted(gone, key=lambda name: not name.endswith(STATE_FILE)):
             self.remote.remove(name)
             self._forget(name)
@@ -176,6 +195,7 @@ class RemoteSync:
 @contextmanager
 def copied(folder: Path, remote: RemoteFolder | None, every: float) -> Iterator[None]:
     """Copy a run folder while the body runs; nothing where `remote` is None. Raises ValueError at a clean end with an incomplete copy."""
+    shutil.rmtree(folder / HELD, ignore_errors=True)  # of a run that was killed
     if remote is None:
         yield
         return
@@ -183,6 +203,40 @@ def copied(folder: Path, remote: RemoteFolder | None, every: float) -> Iterator[
         yield
     if sync.missing:
         raise ValueError(sync.what_is_missing())
+
+
+@contextmanager
+def held(folder: Path, names: list[str]) -> Iterator[Path]:
+    """A folder in which these files of a run folder stay as they are whatever the run does to them: links, if they are checkpoints.
+
+    Raises FileNotFoundError where one is gone.
+    """
+    place = folder / HELD
+    try:
+        for name in names if kind_of(names[0]) else []:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            os.link(folder / name, place / name)
+    except FileNotFoundError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    except OSError:  # a file system without links
+        shutil.rmtree(place, ignore_errors=True)
+    try:
+        yield place if place.exists() else folder
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def whole_with(name: str) -> bool:
+    """Whether a checkpoint is whole when this file of it is there."""
+    return kind_of(name) is not None and (kind_of(name) != "step" or name.endswith(f"/{STATE_FILE}"))
+
+
+def number_of(name: str) -> int:
+    """The step or epoch of a file of a checkpoint."""
+    found = re.search(r"_(\d+)(/|\.pt$)", name)
+    assert found, name
+    return int(found[1])
 
 
 def kind_of(name: str) -> str | None:

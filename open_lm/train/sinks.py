@@ -51,8 +51,8 @@ def _drop_after(path: Path, start_step: int) -> None:
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= start_step:
                 kept.append(line)
-        except ValueError:
-            logging.warning(f"{path}: dropped a line that is no JSON")
+        except (ValueError, LookupError, TypeError):
+            logging.warning(f"{path}: dropped a line that is no JSON object with a step")
     with storage.atomic_write(path, "w") as file:
         file.writelines(kept)
 

@@ -27,11 +27,10 @@ class SkippedSteps(Nothing):
     """
 
     def __init__(self, folder: RunFolder, every: int, start: Position):
-        self.folder, self.every, self.before = folder, every, start
+        self.folder, self.every, self.before, self.start = folder, every, start, start
         self.path = folder.path / "skipped_steps.jsonl"
         self.noted: list[_Noted] = []
-        if self.path.exists():
-            JsonLines(self.path, start.step).close()
+        self.lines: JsonLines | None = JsonLines(self.path, start.step) if self.path.exists() else None
 
     def after_step(self, position: Position, result: StepResult) -> None:
         """Note the step; look at those noted where the log reads the device too."""
@@ -48,6 +47,11 @@ class SkippedSteps(Nothing):
         """Look at what is left."""
         self._read()
 
+    def close(self) -> None:
+        """Close the file."""
+        if self.lines:
+            self.lines.close()
+
     def _read(self) -> None:
         noted, self.noted = self.noted, []
         if not noted:
@@ -61,9 +65,8 @@ class SkippedSteps(Nothing):
         why = "spike" if math.isfinite(loss) and math.isfinite(norm) else "not finite"
         # JSON has no NaN: such a number is written as text
         numbers = {name: value if math.isfinite(value) else str(value) for name, value in (("loss", loss), ("grad_norm", norm))}
-        lines = JsonLines(self.path, step - 1)
-        lines.write({"step": step, "why": why, **numbers, "first_row": rows[0], "stop_row": rows[1]}, step, "train")
-        lines.close()
+        self.lines = self.lines or JsonLines(self.path, self.start.step)  # a run without such steps has no such file
+        self.lines.write({"step": step, "why": why, **numbers, "first_row": rows[0], "stop_row": rows[1]}, step, "train")
         logging.warning(
             f"Step {step}: {why} (loss {loss:.4g}, gradient norm {norm:.4g}), nothing was updated; its rows: "
             f"scripts/inspect_batch.py --run {self.folder.path} --step {step} --text"

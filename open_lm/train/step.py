@@ -40,6 +40,8 @@ class StepResult(NamedTuple):
     """True where the step was not finite, or a spike, and nothing was updated."""
     told: Tensor
     """int64 [len(ASKS) + 1]: processes that were asked, by place in `endings.ASKS`; steps in a row that were not finite."""
+    targets: Tensor
+    """int64: unmasked targets of the global batch."""
     by_source: Tensor | None = None
     """fp64 [2, sources], of the rows of each source in the global batch: cross-entropy without z-loss, summed, in nats; its targets."""
 
@@ -77,7 +79,7 @@ class Step:
         update_unless(self.optimizer, skipped)
         self.optimizer.zero_grad(set_to_none=True)
         told = torch.cat([counts[1:], self.outliers.nonfinite[None]])
-        return StepResult(mean, norm, skipped, told, summed[1:].view_as(by_source) if self.config.sources else None)
+        return StepResult(mean, norm, skipped, told, counts[0], summed[1:].view_as(by_source) if self.config.sources else None)
 
     @torch.no_grad()
     def last_loss(self) -> Tensor:

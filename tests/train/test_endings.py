@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from open_lm.train import outliers
+from open_lm.train.metrics import ProgressBar
 from open_lm.train.step import Step
 
 Main = Callable[..., int]
@@ -124,6 +125,32 @@ def state(bench: Any, name: str, step: int) -> dict[str, torch.Tensor]:
     return found
 
 
+def test_an_error_is_told_before_anything_is_closed(bench: Any, main_here: Main, at_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs: list[str] = []
+
+    def fail(step: int, sums: Any) -> Any:
+        if step == 3:
+            raise RuntimeError("a fault of this step")
+        return sums
+
+    monkeypatch.setattr(ProgressBar, "close", lambda self: logs.append(bench.log("a")))
+    at_step(fail)
+    with pytest.raises(RuntimeError):
+        main_here("a")
+    assert "process 0 stopped in or after step 3: a fault of this step" in logs[0]
+    assert bench.log("a").count("a fault of this step") == logs[0].count("a fault of this step")
+
+
+def test_with_the_trainer_state_the_measure_of_spikes_is_reset_too(bench: Any, main_here: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = outliers.Outliers.judge
+    monkeypatch.setattr(outliers.Outliers, "judge", lambda self, *args: (seen.append(int(self.seen)), plain(self, *args))[1])
+    assert main_here("a", "--skip-spikes", "6", "--epochs", "1") == 0
+    state = str(bench.folder / "logs/a/checkpoints/step_10")
+    assert main_here("b", "--skip-spikes", "6", "--epochs", "1", "--resume", state, "--reset-trainer-state") == 0
+    assert seen == [*range(10), *range(10)]
+
+
 def test_a_finished_constant_run_is_extended_by_more_epochs(bench: Any, main_here: Main) -> None:
     flags = ("--lr-scheduler", "const", "--multiple-data-passes")
     assert main_here("long", *flags, "--epochs", "5") == 0
@@ -163,11 +190,22 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(bench: Any, main_here: Main
         "█",
     ):
         assert words in page
+    passing = ("--dry-run", "--save-most-recent", "--save-frequency", "0", "--save-every-steps", "8", "--save-every-minutes", "5")
+    assert main_here("a", *passing, "--save-openlm-optimizer", "--preset-world-size", "4") == 0
+    more = capsys.readouterr().out
+    assert "after steps 8, 10, 16, 20, 24, 30, and whenever 5 minutes have passed since the last" in more
+    assert "4 of these stay" in more  # 10 and 20 go
+    assert size_of(more) == pytest.approx(3 * size_of(page), rel=0.01)
     assert main_here("a") == 0
     assert main_here("a", "--dry-run") == 2
     assert "exists; use another name" in capsys.readouterr().err
     assert main_here("a", "--dry-run", "--resume", "latest") == 0
     assert "The run is finished (30 steps)" in capsys.readouterr().out
+
+
+def size_of(page: str) -> float:
+    """Kilobytes of an epoch's files in a plan."""
+    return float(page.split("Weights: ")[1].partition(" kB")[0].rpartition(" ")[2])
 
 
 def test_the_loss_is_counted_once(bench: Any, main_here: Main) -> None:

@@ -117,3 +117,21 @@ def test_the_watchdog_writes_the_stacks_of_all_processes(bench: Any) -> None:
     assert log.count("--watchdog-minutes 0.1: no step for") == 2
     assert "time.sleep" in log or "faulty_run.py" in log
     assert "all_reduce" in log
+
+
+def test_no_process_leaves_before_the_first_has_written_and_copied_all(bench: Any) -> None:
+    """torchrun ends the others when one leaves with a code of its own."""
+    done = faulty(bench, 2, "copies:0:1", "a", "--time-limit", "0", "--remote-sync", str(bench.folder / "there"))
+    assert done.returncode != 0
+    there = bench.folder / "there/a"
+    assert (there / "checkpoints/step_2/state.json").is_file()
+    assert json.loads((there / "ending.json").read_text())["exit_code"] == 4
+    assert "Signal" not in done.stderr, done.stderr[-3000:]
+
+
+def test_a_signal_while_one_process_writes_the_weights_alone_saves_the_state(bench: Any) -> None:
+    done = faulty(bench, 2, "weights:0:1", "a")
+    assert done.returncode != 0
+    assert "no step ended" not in bench.log("a")
+    told = json.loads((bench.folder / "logs/a/ending.json").read_text())
+    assert (told["why"], told["state_saved"]) == ("SIGTERM", True)

@@ -54,6 +54,9 @@ def test_sigterm_ends_a_step_that_hangs_but_not_a_save(repo: Path, tmp_path: Pat
     saving = start(repo, tmp_path, body="with g.beside_the_step(1): time.sleep(2.5)")
     saving.terminate()
     assert saving.wait(10) == 0
+    leaving = start(repo, tmp_path, watchdog=0.5, body="g.steps_ended(); time.sleep(2.5)")
+    leaving.terminate()
+    assert leaving.wait(10) == 0
 
 
 def test_the_watchdog_writes_the_stacks_and_ends_the_process(repo: Path, tmp_path: Path) -> None:
@@ -83,6 +86,10 @@ def test_the_next_command_is_the_one_given_with_resume_latest() -> None:
     loaded = ["m", "--name", "x", "--pretrained", "a", "--load-pretrained-state", "--reset-trainer-state"]
     assert _resuming(loaded, "x") == [*loaded, "--resume", "latest"]
     assert _resuming(["run", "--re", "3", "m", "--lr", "--", "1"], "x")[:6] == ["run", "--re", "3", "m", "--lr", "--"]
+    for words in (["--resu", "a/step_3", "--overw"], ["--resume=a", "--reset-trainer-state"], ["--reset-tr", "--resume", "--reset"]):
+        assert _resuming(["m", "--name", "x", *words], "x") == ["m", "--name", "x", "--resume", "latest"]
+    pretrained = ["m", "--name", "x", "--pretrained", "a", "--load-pretrained-state", "--reset-trainer-state"]
+    assert _resuming(pretrained, "x") == [*pretrained, "--resume", "latest"]
 
 
 def judged(watch: Outliers, values: Any) -> list[bool]:

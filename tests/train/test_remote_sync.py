@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from open_lm import storage
 from open_lm.train.remote_folder import RECORD, RemoteFolder, whole_states
 from open_lm.train.remote_resume import fetch_state, newest_of_both
 from open_lm.train.remote_sync import RemoteSync, copied, take_snapshot
@@ -69,8 +70,6 @@ def base(request: Any, tmp_path: Path) -> Iterator[str]:
 
 
 def content(remote: RemoteFolder, name: str) -> bytes:
-    from open_lm import storage
-
     return storage.read_bytes(remote.url_of(name))
 
 
@@ -196,6 +195,44 @@ def test_what_the_run_deleted_goes_from_the_copy_too(run: Path, base: str) -> No
     names = remote.files()
     assert whole_states(names) == [30] and "checkpoints/step_10/__0_0.distcp" not in names
     assert {"checkpoints/epoch_1.pt", "metrics.jsonl"} <= set(names)  # the last weights, and logs, stay
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_run_that_saves_faster_than_it_copies_has_its_states_copied_whole(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, links: bool
+) -> None:
+    """Each state goes while it is copied, as with --keep-last 1."""
+    remote, upload = RemoteFolder(str(tmp_path / "there"), "r"), storage.upload
+    shutil.rmtree(run / "checkpoints/step_10")
+
+    def overtaken(path: Path, url: str, *rest: Any) -> None:
+        upload(path, url, *rest)
+        if url.endswith("__0_0.distcp"):
+            now = int(url.split("step_")[1].split("/")[0])
+            shutil.rmtree(run / f"checkpoints/step_{now}")
+            (run / f"checkpoints/epoch_{now // 10 - 1}.pt").unlink()
+            save_state(run, now + 10)
+            (run / f"checkpoints/epoch_{now // 10}.pt").write_bytes(b"weights")
+
+    def no_links(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(storage, "upload", overtaken)
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
+    sync = RemoteSync(run, remote, 300)
+    for step in (20, 30, 40):
+        sync.sync()
+        assert sync.missing == []
+        assert whole_states(remote.files()) == ([step] if links else [])
+        assert not links or content(remote, "checkpoints/latest") == f"step_{step}".encode()
+        assert not list(run.glob(".remote_sync.held*"))
+    assert ("deleted faster than they are copied" in caplog.text) != links
+    monkeypatch.setattr(storage, "upload", upload)
+    sync.sync()
+    names = remote.files()
+    assert whole_states(names) == [50] and content(remote, "checkpoints/latest") == b"step_50"
+    assert [name for name in names if name.endswith(".pt")] == ["checkpoints/epoch_4.pt"]
 
 
 def test_states_that_another_machine_left_stay(run: Path, tmp_path: Path) -> None:

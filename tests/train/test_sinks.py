@@ -42,7 +42,7 @@ def test_tensorboard_and_metrics_go_on_without_a_step_twice(bench: Any, main_her
 
 def test_a_half_line_and_later_steps_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    path.write_text('{"step": 1}\n{"a": 1}\n[]\n3\n{"step": "x"}\n{"step": 2}\n{"step": 3}\n{"st')
     JsonLines(path, 2).close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
@@ -53,6 +53,14 @@ def test_the_loss_of_a_log_step_is_that_step_s_and_counts_once(bench: Any, main_
     assert main_here("fifth", "--log-every-n-steps", "5") == 0
     assert bench.metrics("fifth") == bench.metrics("each")[4::5]
     assert bench.metrics("fifth", "tokens") == [8 * 32 * n for n in range(5, 31, 5)]
+    assert bench.metrics("fifth", "targets") == [5 * 8 * 32] * 6
+
+
+def test_targets_are_the_positions_that_are_not_masked(bench: Any, main_here: Main) -> None:
+    assert main_here("all", "--epochs", "1") == 0
+    assert main_here("a", "--epochs", "1", "--target-mask-individual", "5", "--log-every-n-steps", "5") == 0
+    assert bench.metrics("a", "tokens") == [5 * 8 * 32, 10 * 8 * 32]
+    assert all(0 < count < 5 * 8 * 32 for count in bench.metrics("a", "targets"))
 
 
 def test_the_start_of_the_log_says_what_runs(bench: Any, main_here: Main) -> None:
