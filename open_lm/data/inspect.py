@@ -90,9 +90,11 @@ class InspectedBatch:
         return np.stack([row.tokens for row in self.rows])
 
 
-def batch(run: str | Path, step: int, *, rank: int = 0, world_size: int = 1, slots: Sequence[int] = ()) -> InspectedBatch:
-    """The batch of one step of a run; see `RunData.batch`."""
-    return RunData(run).batch(step, rank=rank, world_size=world_size, slots=slots)
+def batch(
+    run: str | Path, step: int, *, rank: int = 0, world_size: int = 1, slots: Sequence[int] = (), allow_pipe: bool = False
+) -> InspectedBatch:
+    """The batch of one step of a run; see `RunData` and `RunData.batch`."""
+    return RunData(run, allow_pipe).batch(step, rank=rank, world_size=world_size, slots=slots)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +113,14 @@ class RunData:
 
     Args:
         run: its folder.
+        allow_pipe: run the commands of its `pipe:` shards; they come from the run folder, so only where that is yours.
 
     Raises:
         ValueError: no run.
     """
 
-    def __init__(self, run: str | Path):
+    def __init__(self, run: str | Path, allow_pipe: bool = False):
+        self._allow_pipe = allow_pipe
         self.history: RunHistory = read_history(run)
         self._name = str(run)
         self._opened: dict[int, _Opened] = {}
@@ -213,6 +217,7 @@ class RunData:
         return replace(
             params,
             data_streams=streams,
+            allow_pipe=self._allow_pipe,
             tokenizer=named,
             train_data=tuple(_from(base, name) for name in params.train_data),
             dataset_manifest=tuple(_from(base, name) for name in params.dataset_manifest),

@@ -11,8 +11,9 @@ import hashlib
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from open_lm.data.cache import Wanted
 from open_lm.data.fetching import Fetcher
-from open_lm.data.places import Place, Remote, open_place, place_of
+from open_lm.data.places import Place, Remote, open_place
 from open_lm.shards.index import ShardIndex, read_index
 from open_lm.shards.members import MASKED, decode_member, split_name
 from open_lm.storage import StorageError
@@ -57,17 +58,18 @@ def samples(shards: Sequence[Place]) -> Iterator[Sample]:
     """
     import webdataset
 
-    stages = (webdataset.SimpleShardList([str(s) for s in shards]), _opened, webdataset.tariterators.tar_file_expander, _grouped)
+    places = {str(shard): shard for shard in shards}  # a local file may have the name of a command
+    stages = (webdataset.SimpleShardList([str(s) for s in shards]), partial(_opened, places), webdataset.tariterators.tar_file_expander, _grouped)
     try:
         yield from webdataset.DataPipeline(*stages)
     except tarfile.TarError as error:  # webdataset appends the url
         raise ValueError(f"{error.args[-1]}: is not a tar file, or not a whole one: {error.args[0]}") from None
 
 
-def _opened(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _opened(places: Mapping[str, Place], sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     # webdataset's own opener hands some urls to a shell
     for source in sources:
-        with open_place(place_of(source["url"])) as stream:
+        with open_place(places[source["url"]]) as stream:
             yield {**source, "stream": stream}
 
 
