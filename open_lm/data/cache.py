@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import fcntl
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -22,7 +23,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 
 from open_lm import storage
 from open_lm.data.places import Remote, open_place
@@ -37,6 +37,10 @@ _ABANDONED = 3600.0
 """Seconds without a write after which an unfinished file belongs to a dead process."""
 _NEW = 60.0
 _PRIVATE = "open_lm-shards-"
+
+
+class CacheError(ValueError):
+    """The folder of the cache can't be used. Says nothing about a shard, so none is lost for it."""
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,28 @@ class ShardCache:
 
         Raises:
             StorageError: can't be read, or is not what its manifest says.
+            CacheError: the folder can't be used, or its disk is full.
             ValueError: a place that can't work.
         """
         name = self._name(shard)
         path = self._folder / name
-        if not self.has(shard):
-            with self._locked(f"locks/{name[:2]}"):
-                if not self.has(shard):
-                    self._fetch(shard, path, stop)
+        try:
+            if not self.has(shard):
+                with self._locked(f"locks/{name[:2]}"):
+                    if not self.has(shard):
+                        self._fetch(shard, path, stop)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise self._error(shard.place, error) from error
         return path
+
+    def _error(self, place: Remote, error: OSError) -> CacheError:
+        why = error.strerror or error
+        return CacheError(
+            f"{place}: can't be put into the cache {self._folder}: {why}; give --data-cache on a disk with more room, "
+            "or a smaller --data-cache-size"
+        )
 
     def _name(self, shard: Wanted) -> str:
         """File name of a shard here. One without known content is asked for its stamp, once."""
@@ -208,18 +225,32 @@ class ShardCache:
 
     def _copy(self, place: Remote, part: Path, stop: threading.Event | None) -> tuple[int, str]:
         size, digest = 0, hashlib.sha256()
-        with open_place(place) as source, open(part, "wb") as out:
+        with open_place(place) as source, self._open(place, part) as out:
             while data := source.read(_BLOCK):
                 if stop is not None and stop.is_set():
                     raise StorageError(f"{place}: reading was ended")
                 digest.update(data)
-                _write(out, data)
+                self._write(place, out, data)
                 size += len(data)
                 with self._counting:
                     self.fetched_bytes += len(data)
         with self._counting:
             self.fetched_shards += 1
         return size, digest.hexdigest()
+
+    def _open(self, place: Remote, part: Path) -> io.FileIO:
+        try:
+            return open(part, "wb", buffering=0)  # nothing is left that closing could fail to write
+        except OSError as error:
+            raise self._error(place, error) from error
+
+    def _write(self, place: Remote, out: io.FileIO, data: bytes) -> None:
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[out.write(rest) :]
+        except OSError as error:
+            raise self._error(place, error) from error
 
     def _make_room(self, size: int, keep: Path) -> None:
         """Remove the shards used longest ago until `size` more bytes fit."""
@@ -231,15 +262,6 @@ class ShardCache:
                 if abandoned or (excess > 0 and path.suffix == ".tar" and path != keep):
                     path.unlink(missing_ok=True)
                     excess -= status.st_size
-
-
-def _write(out: IO[bytes], data: bytes) -> None:
-    try:
-        out.write(data)
-    except OSError as error:
-        raise StorageError(
-            f"{out.name}: {error.strerror}; give --data-cache on a disk with more room, or a smaller --data-cache-size"
-        ) from error
 
 
 def _shards(folder: Path) -> list[tuple[Path, os.stat_result]]:

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
-from open_lm.data.cache import Wanted
+from open_lm.data.cache import CacheError, Wanted
 from open_lm.data.fetching import Fetcher
 from open_lm.data.places import Place, Remote, open_place
 from open_lm.shards.index import ShardIndex, read_index
@@ -235,13 +235,15 @@ class ShardReader:
         for attempt in range(1, _OPENINGS + 1):
             try:
                 return use(self._fetcher.path(shard.wanted))
-            except FileNotFoundError as error:
-                if isinstance(error, StorageError):
-                    raise
+            except StorageError:
+                raise
+            except FileNotFoundError:
                 if attempt == _OPENINGS:
-                    raise OSError(
+                    raise CacheError(
                         f"{shard.path}: is removed from the cache as soon as it is there; give a larger --data-cache-size"
                     ) from None
+            except OSError as error:
+                raise CacheError(f"{shard.path}: can't be read in the cache: {error}") from error
         raise AssertionError
 
     def _index(self, shard: ShardFile) -> ShardIndex:
@@ -261,6 +263,8 @@ class ShardReader:
 
         try:
             index = self._here(shard, read)
+        except CacheError:
+            raise
         except ValueError as error:
             raise DamagedShardError(error) from None
         if index.sequences != shard.sequences:

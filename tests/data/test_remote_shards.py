@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -16,6 +19,7 @@ import torch
 
 from open_lm.data import stream
 from open_lm.data.access import access_of
+from open_lm.data.cache import ShardCache
 from open_lm.data.dataset import TrainData, build_train_data, build_validation_data
 from open_lm.data.loader import MASKED, Loader, LoaderShape, validation_shape
 from open_lm.data.places import Remote
@@ -222,6 +226,38 @@ def test_openlm_defect_9_a_missing_shard_stops_the_run_or_is_lost_within_the_sha
     strict = build_train_data(DataParams(dataset_manifest=params.dataset_manifest), seq_len=4, vocab_size=10_000, global_batch_size=8)
     with pytest.raises(ValueError, match=r"shard-0002\.tar: no such file$"):
         rows(strict)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_fault_of_the_machine_is_no_loss_of_a_shard(number: int, write_shards: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build(f"{with_manifest(write_shards([12] * 4))}/*.tar", data_tolerate_error_p=0.9)
+
+    def fails(*_: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(ValueError, match=rf"shard-000\d\.tar: .*{os.strerror(number)}"):
+        rows(data, tolerate=0.9)
+
+
+@pytest.mark.parametrize("place", ["s3", "pipe"])
+def test_a_full_disk_under_the_cache_is_no_loss_of_a_shard(place: str, remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, folder = remote
+    kept, pipe = {"data_cache": str(tmp_path / "kept"), "data_tolerate_error_p": 0.9}, {"dataset_manifest": (str(folder),), "allow_pipe": True}
+    command = f"pipe:cat {folder}/shard-{{0000..0003}}.tar"
+    data = build(f"{url}/*.tar", **kept) if place == "s3" else build(command, **pipe, **kept)
+    monkeypatch.setattr("open_lm.data.cache._BLOCK", 1)
+    monkeypatch.setattr("open_lm.data.cache.open", lambda *_, **__: open("/dev/full", "wb", buffering=0), raising=False)
+    monkeypatch.setattr(ShardCache, "_locked", lambda self, name: contextlib.nullcontext())
+    with pytest.raises(ValueError, match=r"shard-000\d\.tar.* cache .*No space left .*give --data-cache on a disk with more room"):
+        rows(data, tolerate=0.9)
+
+
+def test_a_shard_that_is_always_removed_from_the_cache_is_no_loss(remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build(f"{remote[0]}/*.tar", data_cache=str(tmp_path / "kept"), data_tolerate_error_p=0.9)
+    monkeypatch.setattr(ShardCache, "enter", lambda self, shard, stop=None: tmp_path / "gone.tar")
+    with pytest.raises(ValueError, match="give a larger --data-cache-size"):
+        rows(data, tolerate=0.9)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
