@@ -20,10 +20,10 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Lost:
-    """Rows lost since the last look, and why, a line for each shard or member."""
+    """Rows lost since the last look, and of each shard or member its name and why, a line that names it."""
 
     rows: int = 0
-    why: tuple[str, ...] = ()
+    why: tuple[tuple[str, str], ...] = ()
 
 
 NOTHING_LOST = Lost()
@@ -40,7 +40,7 @@ class Losses:
     def __init__(self, shards: bool = False, members: bool = False):
         self._allowed = (*(_ABOUT_SHARDS if shards else ()), *((DamagedMemberError,) if members else ()))
         self._lost: set[Place] = set()
-        self._rows, self._why = 0, list[str]()
+        self._rows, self._why = 0, list[tuple[str, str]]()
 
     def is_lost(self, place: Place) -> bool:
         """True for a shard that could not be read; it isn't tried again."""
@@ -55,8 +55,11 @@ class Losses:
             except (*self._allowed, OSError) as error:
                 if not isinstance(error, self._allowed) or _of_the_machine(error):
                     raise OSError(_with_place(place, error)) from error
-                self._why.append(_with_place(place, error))
-                if not isinstance(error, DamagedMemberError):
+                why = _with_place(place, error)
+                if isinstance(error, DamagedMemberError):
+                    self._why.append((why, why))
+                else:
+                    self._why.append((str(place), why))
                     self._lost.add(place)
         self._rows += 1
         return False
