@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from open_lm.shards.members import MASKED, decode_member, split_name
 from open_lm.storage import StorageError
 
 _OPEN_FILES = 64
+"""More where more shards are read in turns, up to a quarter of what the system allows a process."""
 _DECODED_BYTES = 64 << 20
 _OPENINGS = 5
 """Times that a shard is fetched because another process removed it from the cache before it was opened."""
@@ -170,6 +172,11 @@ class Kept(Generic[K, V]):
             self._dropped(self._values.popitem()[1])
 
 
+def _open_files(shards_at_once: int) -> int:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(_OPEN_FILES, shards_at_once if allowed == resource.RLIM_INFINITY else min(shards_at_once, allowed // 4))
+
+
 class ShardReader:
     """Rows of shards. A row is `seq_len + 1` tokens; row i of a sequence begins at token `i * seq_len`.
 
@@ -185,7 +192,7 @@ class ShardReader:
         self._seq_len, self.vocab_size = seq_len, vocab_size
         self._fetcher, self._verify = fetcher, verify
         self._indexes: Kept[ShardFile, ShardIndex] = Kept(shards_at_once)
-        self._files: Kept[ShardFile, int] = Kept(_OPEN_FILES, os.close)
+        self._files: Kept[ShardFile, int] = Kept(_open_files(shards_at_once), os.close)
         self._long: Kept[tuple[ShardFile, int], np.ndarray] | None = None
 
     def close(self) -> None:

@@ -413,8 +413,24 @@ def test_local_shards_are_opened_once_however_many_streams_read_them_and_the_log
     assert sorted(opened) == [f"shard-000{i}.tar" for i in range(4)]
 
 
+def test_a_large_window_opens_each_shard_once_and_the_log_says_how_many_it_lies_in(
+    remote, write_shards: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, opened, read = with_manifest(write_shards([3] * 60, folder="many")), [], stream.read_index
+    monkeypatch.setattr(stream, "read_index", lambda path, key: opened.append(path.name) or read(path, key))
+    data = build(f"{folder}/*.tar", data_streams=2, shuffle_window=400)
+    rows(data, 180)
+    assert len(opened) == len(set(opened)) == 60
+    limit = str(3 * max(p.stat().st_size for p in remote[1].glob("*.tar")))
+    for window, shards, fits in ((2, 2, True), (8, 4, False)):  # of 12 rows; windows of 1 and 4 rows of each stream
+        cost = build(f"{remote[0]}/*.tar", data_streams=2, shuffle_window=window, data_cache=str(tmp_path / "c"), data_cache_size=limit)
+        lines = cost.log_lines()[-3:]
+        assert any(f"up to {shards} of them" in line for line in lines)
+        assert any("these do not fit" in line for line in lines) != fits
+
+
 def test_the_start_of_the_log_says_what_reading_costs(remote) -> None:
-    lines = build(f"{remote[0]}/*.tar", data_streams=2).log_lines()
+    lines = build(f"{remote[0]}/*.tar", data_streams=2, disable_buffer=True).log_lines()
     assert "4 shards (0.00 GB) come from elsewhere" in lines[-2] and "up to 2 of them" in lines[-1] and "1.2 times" in lines[-1]
 
 
