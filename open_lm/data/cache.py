@@ -15,7 +15,9 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -37,6 +39,8 @@ _ABANDONED = 3600.0
 """Seconds without a write after which an unfinished file belongs to a dead process."""
 _NEW = 60.0
 _PRIVATE = "open_lm-shards-"
+_OURS = re.compile(r"[0-9a-f]{32}\.(tar|part)")
+"""Names of cached shards: whatever else lies in the folder is left alone."""
 
 
 class CacheError(ValueError):
@@ -67,7 +71,7 @@ class Wanted:
 
 
 def cache_config(folder: str | None, size: str | None) -> CacheConfig:
-    """The cache that options ask for.
+    """The cache that options ask for. Only a private folder is made; another one is when a shard is to be read (`ShardCache`).
 
     Args:
         folder: `--data-cache`; None for a private temporary folder of this process.
@@ -80,11 +84,15 @@ def cache_config(folder: str | None, size: str | None) -> CacheConfig:
         raise ValueError(f"--data-cache {folder}: must be a local folder")
     try:
         path = private_folder() if folder is None else storage.local_path(folder).absolute()
-        path.mkdir(parents=True, exist_ok=True)
+        there = next(one for one in (path, *path.parents) if one.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(f"{there} can't be written to")
         if size is None:
-            kept = sum(status.st_size for _, status in _shards(path))
+            kept = sum(status.st_size for _, status in _shards(path)) if path.exists() else 0
             sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if folder is None else 1  # torchrun's processes on this machine
-            return CacheConfig(path, (kept + shutil.disk_usage(path).free) // (2 * sharing))
+            return CacheConfig(path, (kept + shutil.disk_usage(there).free) // (2 * sharing))
     except OSError as error:
         raise ValueError(f"--data-cache {folder}: can't be used: {error}") from None
     try:
@@ -114,9 +122,12 @@ def private_folder() -> Path:
 def _remove_abandoned() -> None:
     """Remove the private folders of processes that are gone."""
     for owner in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*/owner"):
-        with contextlib.suppress(OSError), open(owner) as file:
-            if time.time() - owner.stat().st_mtime < _NEW:
-                continue  # perhaps made at this moment, and not yet locked
+        # anyone may put anything there: a fifo must not block, nor a link lead elsewhere
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        with contextlib.suppress(OSError), open(owner, opener=lambda path, _: os.open(path, flags)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or time.time() - status.st_mtime < _NEW:
+                continue  # not ours, or perhaps made at this moment and not yet locked
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(owner.parent, ignore_errors=True)
 
@@ -268,7 +279,7 @@ def _shards(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """Shards of a cache, unfinished ones included, with their state."""
     found = []
     for path in folder.iterdir():
-        if path.suffix in (".tar", ".part"):
+        if _OURS.fullmatch(path.name):
             with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
                 found.append((path, path.stat()))
     return found

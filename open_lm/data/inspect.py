@@ -10,6 +10,7 @@ the run wrote down, and a difference is a ValueError in words.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -213,11 +214,15 @@ class RunData:
         streams = params.data_streams or (saved.get("streams") if saved else None)
         base = self.history.started_in
         own = self.history.folder / "tokenizer.json"
+        cache = _from(base, params.data_cache) if params.data_cache else ""
+        usable = bool(cache) and not storage.is_remote(cache) and (storage.local_path(cache) / "locks").is_dir() and os.access(cache, os.W_OK)
         named = str(own) if params.tokenizer and own.is_file() else params.tokenizer  # a name on a hub needs no network then
         return replace(
             params,
             data_streams=streams,
             allow_pipe=self._allow_pipe,
+            data_cache=cache if usable else None,  # what isn't there is not made, and its size is this machine's to choose
+            data_cache_size=None,
             tokenizer=named,
             train_data=tuple(_from(base, name) for name in params.train_data),
             dataset_manifest=tuple(_from(base, name) for name in params.dataset_manifest),
