@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -239,7 +239,7 @@ def train_job(job: Job, trained: Trained, guard: Guard, failure: Failure, meetin
     step = make_step(job, trained)
     with ExitStack() as stack:
         tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
-        before = {"rows_before": job.lineage.first, "lost_before": job.lost_before}
+        before = {"rows_before": job.lineage.first, "lost_before": job.lost_before, "tell": None if world.is_first else tell_loss(job)}
         loader = stack.enter_context(Loader(job.data.rows, job.shape, params.data.workers, tolerate, job.masks, sources, **before))
         states = make_run_states(job, trained, loader)
         callbacks = [*make_callbacks(job, trained, step, states, loader), meeting]
@@ -253,9 +253,16 @@ def train_job(job: Job, trained: Trained, guard: Guard, failure: Failure, meetin
         guard.steps_ended()
         for line in loader.log_lines():
             logging.info(line)
+        if tolerate and (lost := over_processes(loader.lost_rows, world.device)):
+            logging.info(f"data: {lost} rows of the run were lost and masked, on all processes together")
     if world.is_first:
         farewell.leave(job.folder, ending, end)
     return ending.exit_code
+
+
+def tell_loss(job: Job) -> Callable[[str], None]:
+    """How a process without the run's log says there which shards it has lost."""
+    return lambda line: add_to_log(job.folder.log, f"process {job.world.rank}: {line}", "WARNING")
 
 
 def make_step(job: Job, trained: Trained) -> Step:

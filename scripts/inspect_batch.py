@@ -39,6 +39,8 @@ class InspectParams:
     """Write the order of --steps to this .npy: [steps, global batch, 3], source, shard of the source, row of the shard."""
     check_order: str | None = None
     """Compare such a .npy with what the run reads, and say the first difference."""
+    allow_pipe: bool = False
+    """Run the commands of the run's pipe: shards on this machine. They come from the run folder: only where that is yours."""
 
 
 def _steps(text: str) -> tuple[int, int]:
@@ -65,7 +67,7 @@ def _write_order(params: InspectParams) -> int:
     from open_lm.data.order_file import write_order
 
     assert params.run and params.steps and params.order_file
-    order = RunData(params.run).order(*_steps(params.steps))
+    order = RunData(params.run, params.allow_pipe).order(*_steps(params.steps))
     write_order(params.order_file, order)
     print(f"{params.order_file}: {order.dtype} {list(order.shape)}, source, shard and row of each slot of steps {params.steps}")
     return 0
@@ -78,7 +80,7 @@ def _check_order(params: InspectParams) -> int:
     assert params.run and params.check_order
     stored = read_order(params.check_order)
     first, end = _steps(params.steps) if params.steps else (1, 1 + len(stored))
-    run = RunData(params.run)
+    run = RunData(params.run, params.allow_pipe)
     found = first_difference(stored, run.order(first, end), first)
     if found is None:
         print(f"{params.check_order}: steps {first} to {end - 1} are what the run reads")
@@ -95,7 +97,8 @@ def _show(params: InspectParams) -> int:
     from open_lm.data.inspect_page import Shown, page
 
     assert params.run and params.step is not None
-    found = batch(params.run, params.step, rank=params.rank, world_size=params.world_size, slots=params.slots)
+    which = {"rank": params.rank, "world_size": params.world_size, "slots": params.slots}
+    found = batch(params.run, params.step, allow_pipe=params.allow_pipe, **which)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # text of any script, on any terminal
     for line in page(found, Shown(params.ids, params.text, params.sources)):
         print(line)

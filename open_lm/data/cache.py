@@ -12,9 +12,12 @@ import atexit
 import contextlib
 import fcntl
 import hashlib
+import io
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -22,7 +25,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 
 from open_lm import storage
 from open_lm.data.places import Remote, open_place
@@ -37,6 +39,12 @@ _ABANDONED = 3600.0
 """Seconds without a write after which an unfinished file belongs to a dead process."""
 _NEW = 60.0
 _PRIVATE = "open_lm-shards-"
+_OURS = re.compile(r"[0-9a-f]{32}\.(tar|part)")
+"""Names of cached shards: whatever else lies in the folder is left alone."""
+
+
+class CacheError(ValueError):
+    """The folder of the cache can't be used. Says nothing about a shard, so none is lost for it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Wanted:
 
 
 def cache_config(folder: str | None, size: str | None) -> CacheConfig:
-    """The cache that options ask for.
+    """The cache that options ask for. Only a private folder is made; another one is when a shard is to be read (`ShardCache`).
 
     Args:
         folder: `--data-cache`; None for a private temporary folder of this process.
@@ -76,11 +84,15 @@ def cache_config(folder: str | None, size: str | None) -> CacheConfig:
         raise ValueError(f"--data-cache {folder}: must be a local folder")
     try:
         path = private_folder() if folder is None else storage.local_path(folder).absolute()
-        path.mkdir(parents=True, exist_ok=True)
+        there = next(one for one in (path, *path.parents) if one.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(f"{there} can't be written to")
         if size is None:
-            kept = sum(status.st_size for _, status in _shards(path))
+            kept = sum(status.st_size for _, status in _shards(path)) if path.exists() else 0
             sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if folder is None else 1  # torchrun's processes on this machine
-            return CacheConfig(path, (kept + shutil.disk_usage(path).free) // (2 * sharing))
+            return CacheConfig(path, (kept + shutil.disk_usage(there).free) // (2 * sharing))
     except OSError as error:
         raise ValueError(f"--data-cache {folder}: can't be used: {error}") from None
     try:
@@ -110,9 +122,12 @@ def private_folder() -> Path:
 def _remove_abandoned() -> None:
     """Remove the private folders of processes that are gone."""
     for owner in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*/owner"):
-        with contextlib.suppress(OSError), open(owner) as file:
-            if time.time() - owner.stat().st_mtime < _NEW:
-                continue  # perhaps made at this moment, and not yet locked
+        # anyone may put anything there: a fifo must not block, nor a link lead elsewhere
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        with contextlib.suppress(OSError), open(owner, opener=lambda path, _: os.open(path, flags)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or time.time() - status.st_mtime < _NEW:
+                continue  # not ours, or perhaps made at this moment and not yet locked
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(owner.parent, ignore_errors=True)
 
@@ -148,15 +163,28 @@ class ShardCache:
 
         Raises:
             StorageError: can't be read, or is not what its manifest says.
+            CacheError: the folder can't be used, or its disk is full.
             ValueError: a place that can't work.
         """
         name = self._name(shard)
         path = self._folder / name
-        if not self.has(shard):
-            with self._locked(f"locks/{name[:2]}"):
-                if not self.has(shard):
-                    self._fetch(shard, path, stop)
+        try:
+            if not self.has(shard):
+                with self._locked(f"locks/{name[:2]}"):
+                    if not self.has(shard):
+                        self._fetch(shard, path, stop)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise self._error(shard.place, error) from error
         return path
+
+    def _error(self, place: Remote, error: OSError) -> CacheError:
+        why = error.strerror or error
+        return CacheError(
+            f"{place}: can't be put into the cache {self._folder}: {why}; give --data-cache on a disk with more room, "
+            "or a smaller --data-cache-size"
+        )
 
     def _name(self, shard: Wanted) -> str:
         """File name of a shard here. One without known content is asked for its stamp, once."""
@@ -208,18 +236,32 @@ class ShardCache:
 
     def _copy(self, place: Remote, part: Path, stop: threading.Event | None) -> tuple[int, str]:
         size, digest = 0, hashlib.sha256()
-        with open_place(place) as source, open(part, "wb") as out:
+        with open_place(place) as source, self._open(place, part) as out:
             while data := source.read(_BLOCK):
                 if stop is not None and stop.is_set():
                     raise StorageError(f"{place}: reading was ended")
                 digest.update(data)
-                _write(out, data)
+                self._write(place, out, data)
                 size += len(data)
                 with self._counting:
                     self.fetched_bytes += len(data)
         with self._counting:
             self.fetched_shards += 1
         return size, digest.hexdigest()
+
+    def _open(self, place: Remote, part: Path) -> io.FileIO:
+        try:
+            return open(part, "wb", buffering=0)  # nothing is left that closing could fail to write
+        except OSError as error:
+            raise self._error(place, error) from error
+
+    def _write(self, place: Remote, out: io.FileIO, data: bytes) -> None:
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[out.write(rest) :]
+        except OSError as error:
+            raise self._error(place, error) from error
 
     def _make_room(self, size: int, keep: Path) -> None:
         """Remove the shards used longest ago until `size` more bytes fit."""
@@ -233,20 +275,11 @@ class ShardCache:
                     excess -= status.st_size
 
 
-def _write(out: IO[bytes], data: bytes) -> None:
-    try:
-        out.write(data)
-    except OSError as error:
-        raise StorageError(
-            f"{out.name}: {error.strerror}; give --data-cache on a disk with more room, or a smaller --data-cache-size"
-        ) from error
-
-
 def _shards(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """Shards of a cache, unfinished ones included, with their state."""
     found = []
     for path in folder.iterdir():
-        if path.suffix in (".tar", ".part"):
+        if _OURS.fullmatch(path.name):
             with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
                 found.append((path, path.stat()))
     return found

@@ -119,7 +119,7 @@ class TrainData:
             lines.append(line + ("" if source.tokenizer else f"; no tokenizer beside it, '<|endoftext|>' is id {source.files.eot_id}"))
         lines += local_lines(tuple(source.files for source in self.sources), self.plan.seq_len)
         if isinstance(self.rows, PlannedRows) and self.rows.access.cache:
-            lines += RemoteCost.of(self.rows.files, self.streams, self.rows.access.cache).log_lines()
+            lines += RemoteCost.of(self.rows.files, self.streams, self.plan.shards_in_window(), self.rows.access.cache).log_lines()
         return lines
 
 

@@ -10,6 +10,7 @@ the run wrote down, and a difference is a ValueError in words.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,9 +91,11 @@ class InspectedBatch:
         return np.stack([row.tokens for row in self.rows])
 
 
-def batch(run: str | Path, step: int, *, rank: int = 0, world_size: int = 1, slots: Sequence[int] = ()) -> InspectedBatch:
-    """The batch of one step of a run; see `RunData.batch`."""
-    return RunData(run).batch(step, rank=rank, world_size=world_size, slots=slots)
+def batch(
+    run: str | Path, step: int, *, rank: int = 0, world_size: int = 1, slots: Sequence[int] = (), allow_pipe: bool = False
+) -> InspectedBatch:
+    """The batch of one step of a run; see `RunData` and `RunData.batch`."""
+    return RunData(run, allow_pipe).batch(step, rank=rank, world_size=world_size, slots=slots)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +114,14 @@ class RunData:
 
     Args:
         run: its folder.
+        allow_pipe: run the commands of its `pipe:` shards; they come from the run folder, so only where that is yours.
 
     Raises:
         ValueError: no run.
     """
 
-    def __init__(self, run: str | Path):
+    def __init__(self, run: str | Path, allow_pipe: bool = False):
+        self._allow_pipe = allow_pipe
         self.history: RunHistory = read_history(run)
         self._name = str(run)
         self._opened: dict[int, _Opened] = {}
@@ -209,10 +214,15 @@ class RunData:
         streams = params.data_streams or (saved.get("streams") if saved else None)
         base = self.history.started_in
         own = self.history.folder / "tokenizer.json"
+        cache = _from(base, params.data_cache) if params.data_cache else ""
+        usable = bool(cache) and not storage.is_remote(cache) and (storage.local_path(cache) / "locks").is_dir() and os.access(cache, os.W_OK)
         named = str(own) if params.tokenizer and own.is_file() else params.tokenizer  # a name on a hub needs no network then
         return replace(
             params,
             data_streams=streams,
+            allow_pipe=self._allow_pipe,
+            data_cache=cache if usable else None,  # what isn't there is not made, and its size is this machine's to choose
+            data_cache_size=None,
             tokenizer=named,
             train_data=tuple(_from(base, name) for name in params.train_data),
             dataset_manifest=tuple(_from(base, name) for name in params.dataset_manifest),

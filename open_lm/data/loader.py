@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -205,6 +205,7 @@ class Loader:
         tolerate: share of this process's rows of the whole run that may be lost, where `rows` masks what can't be read.
         rows_before: of the run, that come before the number 0.
         lost_before: rows of the run that were lost before `shape.start`, on all processes.
+        tell: is called with a line for each shard or member that is lost, beside the log, which other processes than the first lack.
 
     Attributes:
         next_number: number of the first row of the next batch.
@@ -227,6 +228,7 @@ class Loader:
         sources: bool = False,
         rows_before: int = 0,
         lost_before: int = 0,
+        tell: Callable[[str], None] | None = None,
     ):
         check_processes(shape.world_size, shape.global_batch_size, shape.streams)
         if workers < 0:
@@ -238,6 +240,7 @@ class Loader:
             _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
         self.next_number, self.wait_seconds = shape.start, 0.0
         self.tolerate, self._rows_before, self._why = tolerate, rows_before, ""
+        self._tell, self._named = tell, set[str]()
         self.lost_rows = len(range(shape.rank, lost_before, shape.world_size))
         self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
@@ -293,22 +296,23 @@ class Loader:
 
     def log_lines(self) -> list[str]:
         """What the log says about this process's data when it is through."""
-        lines = [f"data: {self.lost_rows} rows of this process were lost and masked"] if self.lost_rows else []
-        if self.fetched_bytes:
-            rows = (self.next_number - self._shape.start) // self._shape.world_size
-            each = self.fetched_bytes / max(1, rows)
-            lines.append(
-                f"data: this process fetched {self.fetched_bytes / 1e6:,.1f} MB from elsewhere for {rows} rows, {each:,.0f} bytes a row"
-            )
-        return lines
+        if not self.fetched_bytes:
+            return []
+        rows = (self.next_number - self._shape.start) // self._shape.world_size
+        each = self.fetched_bytes / max(1, rows)
+        return [f"data: this process fetched {self.fetched_bytes / 1e6:,.1f} MB from elsewhere for {rows} rows, {each:,.0f} bytes a row"]
 
     def _lose(self, lost: Lost) -> None:
         """Count and name lost rows. Raises ValueError above the share that may be lost."""
         if not lost.rows:
             return
-        for why in lost.why:
-            _log.warning(f"{why}; its rows are masked")
+        for name, why in lost.why:
             self._why = why
+            if name not in self._named:  # several workers read of one shard
+                self._named.add(name)
+                _log.warning(f"{why}; its rows are masked")
+                if self._tell:
+                    self._tell(f"{why}; its rows are masked")
         self.lost_rows += lost.rows
         end = self._shape.stop or self.next_number + self._shape.global_batch_size
         rows = (self._rows_before + end) // self._shape.world_size

@@ -207,6 +207,17 @@ class Plan:
         first = (keyed.bits(keys, 1) % rows[shard].astype(np.uint64)).astype(np.int64)
         return shard, (first + positions % DRAW) % rows[shard]
 
+    def shards_in_window(self) -> tuple[int, ...]:
+        """Of each source, the shards that a window of one stream lies in, at most, where they are of about one size."""
+        found = []
+        for source in self.sources:
+            if self.replacement:
+                most, each = self.window, DRAW  # every draw may be of another shard
+            else:
+                most, each = min(self.window, -(-source.total // self.streams)), max(1, int(np.median(source.rows[source.rows > 0])))
+            found.append(min(len(source.rows), 1 + -(-(most - 1) // each)))
+        return tuple(found)
+
     def rows_before(self, number: int) -> tuple[int, ...]:
         """How many of the numbers below `number` each source has."""
         return tuple(int(self.mix.counts_before(s, number).sum()) for s in range(len(self.sources)))

@@ -50,11 +50,11 @@ class RemoteCost:
     cache: CacheConfig
 
     @classmethod
-    def of(cls, files: tuple[ShardFiles, ...], streams: int, cache: CacheConfig) -> RemoteCost:
-        """Of some sources that so many streams read."""
+    def of(cls, files: tuple[ShardFiles, ...], streams: int, in_window: tuple[int, ...], cache: CacheConfig) -> RemoteCost:
+        """Of some sources that so many streams read, each in so many shards of a source at a time."""
         sizes = [sorted((one.bytes[i] or 0 for i in one.remote), reverse=True) for one in files]
         shards, total = sum(map(len, sizes)), sum(map(sum, sizes))
-        at_once = [size[:streams] for size in sizes]  # a stream is in one shard of each source
+        at_once = [size[: streams * each] for size, each in zip(sizes, in_window, strict=True)]
         # laid end to end, S shards cut by L streams give at most S + L - 1 pieces
         pieces = sum(len(size) + streams - 1 for size in sizes if size)
         return cls(shards, total, sum(map(len, at_once)), sum(map(sum, at_once)), pieces / max(1, shards), cache)
@@ -68,7 +68,7 @@ class RemoteCost:
             f"the folder fetch each once a pass while these fit, processes that don't together up to {self.fetches:.1f} times as much",
         ]
         if self.open_bytes > self.cache.limit:
-            remedy = "give a larger --data-cache-size or fewer --data-streams"
+            remedy = "give a larger --data-cache-size, a smaller --shuffle-window or fewer --data-streams"
             lines.append(f"data: these do not fit into it, and shards will be fetched again and again; {remedy}")
         return lines
 

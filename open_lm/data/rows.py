@@ -142,7 +142,7 @@ class _ShardRows:
 
 class _PlannedReader(_ShardRows):
     def __init__(self, rows: PlannedRows, streams: int, stop: int | None):
-        fetcher, at_once = _fetcher(rows.files, rows.access.cache), 16 + 2 * streams * len(rows.files)
+        fetcher, at_once = _fetcher(rows.files, rows.access.cache), 16 + 2 * streams * sum(rows.plan.shards_in_window())
         super().__init__(ShardReader(rows.plan.seq_len, rows.vocab_size, at_once, fetcher, rows.access.verify), fetcher, rows.access)
         self._plan, self._files = rows.plan, rows.files
         self._ahead = _positions_ahead(rows.plan, streams)

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
-from open_lm.data.cache import Wanted
+from open_lm.data.cache import CacheError, Wanted
 from open_lm.data.fetching import Fetcher
-from open_lm.data.places import Place, Remote, open_place, place_of
+from open_lm.data.places import Place, Remote, open_place
 from open_lm.shards.index import ShardIndex, read_index
 from open_lm.shards.members import MASKED, decode_member, split_name
 from open_lm.storage import StorageError
 
 _OPEN_FILES = 64
+"""More where more shards are read in turns, up to a quarter of what the system allows a process."""
 _DECODED_BYTES = 64 << 20
 _OPENINGS = 5
 """Times that a shard is fetched because another process removed it from the cache before it was opened."""
@@ -57,17 +60,18 @@ def samples(shards: Sequence[Place]) -> Iterator[Sample]:
     """
     import webdataset
 
-    stages = (webdataset.SimpleShardList([str(s) for s in shards]), _opened, webdataset.tariterators.tar_file_expander, _grouped)
+    places = {str(shard): shard for shard in shards}  # a local file may have the name of a command
+    stages = (webdataset.SimpleShardList([str(s) for s in shards]), partial(_opened, places), webdataset.tariterators.tar_file_expander, _grouped)
     try:
         yield from webdataset.DataPipeline(*stages)
     except tarfile.TarError as error:  # webdataset appends the url
         raise ValueError(f"{error.args[-1]}: is not a tar file, or not a whole one: {error.args[0]}") from None
 
 
-def _opened(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _opened(places: Mapping[str, Place], sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     # webdataset's own opener hands some urls to a shell
     for source in sources:
-        with open_place(place_of(source["url"])) as stream:
+        with open_place(places[source["url"]]) as stream:
             yield {**source, "stream": stream}
 
 
@@ -168,6 +172,11 @@ class Kept(Generic[K, V]):
             self._dropped(self._values.popitem()[1])
 
 
+def _open_files(shards_at_once: int) -> int:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(_OPEN_FILES, shards_at_once if allowed == resource.RLIM_INFINITY else min(shards_at_once, allowed // 4))
+
+
 class ShardReader:
     """Rows of shards. A row is `seq_len + 1` tokens; row i of a sequence begins at token `i * seq_len`.
 
@@ -183,7 +192,7 @@ class ShardReader:
         self._seq_len, self.vocab_size = seq_len, vocab_size
         self._fetcher, self._verify = fetcher, verify
         self._indexes: Kept[ShardFile, ShardIndex] = Kept(shards_at_once)
-        self._files: Kept[ShardFile, int] = Kept(_OPEN_FILES, os.close)
+        self._files: Kept[ShardFile, int] = Kept(_open_files(shards_at_once), os.close)
         self._long: Kept[tuple[ShardFile, int], np.ndarray] | None = None
 
     def close(self) -> None:
@@ -233,13 +242,15 @@ class ShardReader:
         for attempt in range(1, _OPENINGS + 1):
             try:
                 return use(self._fetcher.path(shard.wanted))
-            except FileNotFoundError as error:
-                if isinstance(error, StorageError):
-                    raise
+            except StorageError:
+                raise
+            except FileNotFoundError:
                 if attempt == _OPENINGS:
-                    raise OSError(
+                    raise CacheError(
                         f"{shard.path}: is removed from the cache as soon as it is there; give a larger --data-cache-size"
                     ) from None
+            except OSError as error:
+                raise CacheError(f"{shard.path}: can't be read in the cache: {error}") from error
         raise AssertionError
 
     def _index(self, shard: ShardFile) -> ShardIndex:
@@ -259,6 +270,8 @@ class ShardReader:
 
         try:
             index = self._here(shard, read)
+        except CacheError:
+            raise
         except ValueError as error:
             raise DamagedShardError(error) from None
         if index.sequences != shard.sequences:

@@ -159,9 +159,9 @@ def tell(log: Path, text: str) -> None:
     add_to_log(log, text)
 
 
-def add_to_log(log: Path, text: str) -> None:
+def add_to_log(log: Path, text: str, level: str = "ERROR") -> None:
     """Add to a log that several processes share, in one write; where its folder is, which other machines may lack."""
-    line = f"{time.strftime('%Y-%m-%d,%H:%M:%S')} | ERROR | {text.rstrip()}\n".encode()
+    line = f"{time.strftime('%Y-%m-%d,%H:%M:%S')} | {level} | {text.rstrip()}\n".encode()
     with contextlib.suppress(OSError), open(log, "ab", buffering=0) as file:
         file.write(line)
 

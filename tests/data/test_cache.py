@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from open_lm.data.cache import CacheConfig, ShardCache, Wanted, cache_config
+from open_lm.data.cache import CacheConfig, ShardCache, Wanted, _remove_abandoned, cache_config
 from open_lm.data.fetching import Fetcher
 from open_lm.data.places import Remote
 
@@ -80,7 +80,7 @@ def test_many_threads_and_caches_fetch_a_shard_once(web, tmp_path: Path) -> None
 
 def test_an_unfinished_file_of_a_dead_process_is_removed(web, tmp_path: Path) -> None:
     cache = ShardCache(CacheConfig(tmp_path / "c", 10_000))
-    dead, alive = tmp_path / "c/dead.part", tmp_path / "c/alive.part"
+    dead, alive = tmp_path / f"c/{0:032x}.part", tmp_path / f"c/{1:032x}.part"
     for part in (dead, alive):
         part.write_bytes(b"x")
     os.utime(dead, (1, 1))
@@ -125,6 +125,36 @@ def test_a_cache_may_take_half_of_what_is_free_unless_told(tmp_path: Path) -> No
     assert cache_config(str(tmp_path), "1.5 GB").limit == 1_500_000_000
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     assert cache_config(str(tmp_path / "new"), None).limit == pytest.approx(free / 2, rel=0.1)
+
+
+def test_asking_for_a_cache_makes_nothing_and_finds_out_whether_it_can_be_made(tmp_path: Path) -> None:
+    assert cache_config(str(tmp_path / "new/deep"), "1 GB").folder == tmp_path / "new/deep"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--data-cache .*/file/c: can't be used: .*/file is no folder"):
+        cache_config(str(tmp_path / "file/c"), None)
+
+
+def test_files_of_others_in_the_folder_are_left_alone(web, tmp_path: Path) -> None:
+    mine = tmp_path / "c/shard-0000000.tar"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(1000))
+    cache = ShardCache(CacheConfig(tmp_path / "c", 100))
+    for name in ("a.tar", "b.tar"):
+        cache.enter(wanted(web, name, bytes(90)))
+    assert mine.exists() and len(list((tmp_path / "c").glob("*.tar"))) == 2
+
+
+def test_a_fifo_in_the_temporary_folder_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    trap = tmp_path / "open_lm-shards-x"
+    trap.mkdir()
+    os.mkfifo(trap / "owner")
+    os.utime(trap / "owner", (1, 1))
+    thread = threading.Thread(target=_remove_abandoned, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive() and trap.exists()
 
 
 PRIVATE = """

@@ -269,6 +269,28 @@ def test_data_that_changed_or_went_are_not_shown(place: Place, trained: Any) -> 
         batch("logs/run", 1)
 
 
+def test_a_run_folder_has_no_say_over_the_cache_here(place: Place, trained: Any, s3: Any) -> None:
+    given = trained("run", *MIXES["one source"], "--data-cache", "cache", "--data-cache-size", "1GB")
+    assert not Path("cache").exists()
+    plans = Path("logs/run/plans.json")
+    plans.write_text(plans.read_text().replace('"cache"', '"/proc/none/cache"'))
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+    assert np.array_equal(batch("../logs/run", 1).tokens, given[0])
+    assert list(Path().iterdir()) == []
+
+
+def test_commands_of_a_run_folder_run_only_where_the_caller_allows_it(place: Place, trained: Any) -> None:
+    command = f"pipe:{sys.executable} -c \"import sys; open('ran', 'w'); sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())\""
+    flags = "--train-data", f"{command} a/16-v1/0/shard-0000000.tar", "--dataset-manifest", "a/16-v1/0", "--allow-pipe"
+    given = trained("run", *flags)
+    Path("ran").unlink()
+    with pytest.raises(UserError, match="runs a command on this machine; give --allow-pipe"):
+        batch("logs/run", 1)
+    assert not Path("ran").exists()
+    assert np.array_equal(batch("logs/run", 1, allow_pipe=True).tokens, given[0])
+
+
 def test_without_provenance_or_run_states_the_rest_is_shown_with_a_note(place: Place, trained: Any) -> None:
     given = trained("run", *MIXES["one source"])
     shutil.rmtree("a/16-v1/provenance")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -16,6 +19,7 @@ import torch
 
 from open_lm.data import stream
 from open_lm.data.access import access_of
+from open_lm.data.cache import ShardCache
 from open_lm.data.dataset import TrainData, build_train_data, build_validation_data
 from open_lm.data.loader import MASKED, Loader, LoaderShape, validation_shape
 from open_lm.data.places import Remote
@@ -224,6 +228,38 @@ def test_openlm_defect_9_a_missing_shard_stops_the_run_or_is_lost_within_the_sha
         rows(strict)
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_fault_of_the_machine_is_no_loss_of_a_shard(number: int, write_shards: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build(f"{with_manifest(write_shards([12] * 4))}/*.tar", data_tolerate_error_p=0.9)
+
+    def fails(*_: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(ValueError, match=rf"shard-000\d\.tar: .*{os.strerror(number)}"):
+        rows(data, tolerate=0.9)
+
+
+@pytest.mark.parametrize("place", ["s3", "pipe"])
+def test_a_full_disk_under_the_cache_is_no_loss_of_a_shard(place: str, remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, folder = remote
+    kept, pipe = {"data_cache": str(tmp_path / "kept"), "data_tolerate_error_p": 0.9}, {"dataset_manifest": (str(folder),), "allow_pipe": True}
+    command = f"pipe:cat {folder}/shard-{{0000..0003}}.tar"
+    data = build(f"{url}/*.tar", **kept) if place == "s3" else build(command, **pipe, **kept)
+    monkeypatch.setattr("open_lm.data.cache._BLOCK", 1)
+    monkeypatch.setattr("open_lm.data.cache.open", lambda *_, **__: open("/dev/full", "wb", buffering=0), raising=False)
+    monkeypatch.setattr(ShardCache, "_locked", lambda self, name: contextlib.nullcontext())
+    with pytest.raises(ValueError, match=r"shard-000\d\.tar.* cache .*No space left .*give --data-cache on a disk with more room"):
+        rows(data, tolerate=0.9)
+
+
+def test_a_shard_that_is_always_removed_from_the_cache_is_no_loss(remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build(f"{remote[0]}/*.tar", data_cache=str(tmp_path / "kept"), data_tolerate_error_p=0.9)
+    monkeypatch.setattr(ShardCache, "enter", lambda self, shard, stop=None: tmp_path / "gone.tar")
+    with pytest.raises(ValueError, match="give a larger --data-cache-size"):
+        rows(data, tolerate=0.9)
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_shards_that_are_gone_or_broken_at_the_start_are_lost_too(elsewhere: bool, s3, write_shards: Write) -> None:
     folder = with_manifest(write_shards([12] * 4))
@@ -377,8 +413,24 @@ def test_local_shards_are_opened_once_however_many_streams_read_them_and_the_log
     assert sorted(opened) == [f"shard-000{i}.tar" for i in range(4)]
 
 
+def test_a_large_window_opens_each_shard_once_and_the_log_says_how_many_it_lies_in(
+    remote, write_shards: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, opened, read = with_manifest(write_shards([3] * 60, folder="many")), [], stream.read_index
+    monkeypatch.setattr(stream, "read_index", lambda path, key: opened.append(path.name) or read(path, key))
+    data = build(f"{folder}/*.tar", data_streams=2, shuffle_window=400)
+    rows(data, 180)
+    assert len(opened) == len(set(opened)) == 60
+    limit = str(3 * max(p.stat().st_size for p in remote[1].glob("*.tar")))
+    for window, shards, fits in ((2, 2, True), (8, 4, False)):  # of 12 rows; windows of 1 and 4 rows of each stream
+        cost = build(f"{remote[0]}/*.tar", data_streams=2, shuffle_window=window, data_cache=str(tmp_path / "c"), data_cache_size=limit)
+        lines = cost.log_lines()[-3:]
+        assert any(f"up to {shards} of them" in line for line in lines)
+        assert any("these do not fit" in line for line in lines) != fits
+
+
 def test_the_start_of_the_log_says_what_reading_costs(remote) -> None:
-    lines = build(f"{remote[0]}/*.tar", data_streams=2).log_lines()
+    lines = build(f"{remote[0]}/*.tar", data_streams=2, disable_buffer=True).log_lines()
     assert "4 shards (0.00 GB) come from elsewhere" in lines[-2] and "up to 2 of them" in lines[-1] and "1.2 times" in lines[-1]
 
 

@@ -40,6 +40,13 @@ def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
         next(samples([path]))
 
 
+def test_a_file_whose_name_reads_like_a_command_is_a_file(write_tar: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tar(Path("pipe:touch ran.tar"), [("a.txt", b"[1]")])
+    assert [s.base for s in samples([Path("pipe:touch ran.tar")])] == ["a"]
+    assert not Path("ran.tar").exists()
+
+
 @pytest.mark.parametrize("key", ["txt", "json", "json.gz", "npy"])
 def test_a_row_is_found_by_its_place(key: str, write_shards: Write) -> None:
     shard = write_shards([7], key=key, length=3) / "shard-0000.tar"
