@@ -9,6 +9,7 @@ import numpy as np
 
 from open_lm.data.access import Access, access_of
 from open_lm.data.mixing import BLOCK, Mix, whole_shares
+from open_lm.data.places import split_parts
 from open_lm.data.plan import Plan, Source
 from open_lm.data.remote_cost import RemoteCost, local_lines, prepared
 from open_lm.data.rows import FileOrderRows, PlannedRows, Rows, SyntheticRows
@@ -131,7 +132,7 @@ def problems(params: DataParams) -> list[str]:
     weights = params.train_data_mix_weights
     if weights and len(weights) != len(names):
         found.append(f"--train-data-mix-weights: {len(weights)} weights for {len(names)} sources; give one each")
-    return found + _factor_problems(params, sum(len(name.split("::")) for name in names))
+    return found + _factor_problems(params, sum(len(split_parts(name)) for name in names))
 
 
 def _factors(params: DataParams) -> list[float]:

@@ -21,7 +21,8 @@ from open_lm import storage
 from open_lm.data.dataset import TrainData, build_train_data
 from open_lm.data.documents import Documents, Piece
 from open_lm.data.history import RunHistory, read_history
-from open_lm.data.plan import differences
+from open_lm.data.places import split_parts
+from open_lm.data.plan import differences, fingerprint
 from open_lm.params.data import DataParams
 from open_lm.params.fields import UserError
 from open_lm.shards.index import ShardIndex, list_members, read_index
@@ -100,13 +101,14 @@ def batch(
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """The data of one plan, whose positions from 0 on are rows [first, stop) of the run; `names` of its sources as the run gave them."""
+    """The data of one plan, whose positions from 0 on are rows [first, stop) of the run; `names` of its sources as the run gave them, the `plan`'s own."""
 
     first: int
     stop: int | None
     data: TrainData
     names: tuple[str, ...]
     notes: tuple[str, ...]
+    plan: str
 
 
 class RunData:
@@ -153,7 +155,7 @@ class RunData:
         notes: list[str] = []
         rows = [self._row(opened, int(s), int(n), t, notes) for s, n, t in zip(wanted, numbers, tokens, strict=True)]
         notes = list(dict.fromkeys([*opened.notes, *notes]))
-        order = _in_words(opened.data)
+        order = _in_words(opened.data, opened.plan)
         return InspectedBatch(
             self._name, step, first, size, rank, world_size, tuple(rows), order, tuple(notes), self._tokenizer(opened.data)
         )
@@ -206,7 +208,7 @@ class RunData:
                 raise UserError([f"{self._name}: the data of the run can't be opened: {problem}" for problem in error.problems]) from None
             names = params.train_data or params.dataset_manifest
             notes = (*self._compare(data, saved, number), *_about_masks(params))
-            self._opened[first] = _Opened(first, stop, data, names, notes)
+            self._opened[first] = _Opened(first, stop, data, names, notes, fingerprint(saved or data.description)[:12])
         return self._opened[first]
 
     def _as_here(self, params: DataParams, saved: dict | None) -> DataParams:
@@ -215,7 +217,8 @@ class RunData:
         base = self.history.started_in
         own = self.history.folder / "tokenizer.json"
         cache = _from(base, params.data_cache) if params.data_cache else ""
-        usable = bool(cache) and not storage.is_remote(cache) and (storage.local_path(cache) / "locks").is_dir() and os.access(cache, os.W_OK)
+        locks = "" if not cache or storage.is_remote(cache) else storage.local_path(cache) / "locks"  # a cache that shards were read into
+        usable = bool(locks) and os.access(locks, os.W_OK)
         named = str(own) if params.tokenizer and own.is_file() else params.tokenizer  # a name on a hub needs no network then
         return replace(
             params,
@@ -323,18 +326,18 @@ def _located(data: TrainData, start: int, stop: int) -> np.ndarray:
     return out
 
 
-def _in_words(data: TrainData) -> str:
+def _in_words(data: TrainData, name: str) -> str:
     if data.plan is None:
         return f"synthetic tokens, seed {data.description['seed']}"
     how = "with replacement" if data.plan.replacement else "in passes without replacement"
     plan, count = data.plan, len(data.sources)
     sources = "1 source" if count == 1 else f"{count} sources"
-    return f"{sources} {how}, {plan.streams} streams, windows of {plan.window} rows, seed {plan.mix.seed}, plan {plan.fingerprint()[:12]}"
+    return f"{sources} {how}, {plan.streams} streams, windows of {plan.window} rows, seed {plan.mix.seed}, plan {name}"
 
 
 def _from(base: Path, names: str) -> str:
     """Relative parts of `a::b` as meant from a folder."""
-    parts = names.split("::")
+    parts = split_parts(names)
     return "::".join(p if storage.is_remote(p) or p.startswith(("/", "~", "pipe:")) or "://" in p else f"{base}/{p}" for p in parts)
 
 

@@ -10,6 +10,7 @@ targets are made negative (see `batch`). `--squash-mask-left` then takes every L
 
 The row is filled up with masked P, or with `MASKED` without --target-mask-individual. OpenLM shifts inputs and targets apart, which
 gives the same targets after the same inputs, but for a row that begins with L: there it asks for the token that it has just shown.
+An L that the data mask already (`~L`) is an L like any other; only for L = 0 it can't be told from padding, which is -1 as well, and isn't.
 
 `--document-mask` numbers the documents of a row. An end of text belongs to the document that it ends; masked ones end theirs as well.
 """
@@ -64,7 +65,7 @@ class Masks:
             return tokens
         masked = np.zeros(tokens.shape, dtype=bool)
         if self.left is not None:
-            lefts = tokens == self.left
+            lefts = (np.where(tokens < 0, ~tokens, tokens) == self.left) & (tokens != MASKED)
             masked |= np.logical_or.accumulate(lefts[:, ::-1], axis=1)[:, ::-1]
         if self.individual is not None:
             masked |= tokens == self.individual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import IO
@@ -12,6 +13,7 @@ from open_lm import storage
 from open_lm.data.command_output import CommandOutput
 
 _PIPE = "pipe:"
+_ADDRESS = re.compile(r"(?<=//)\[[0-9A-Fa-f:.]*\]")
 
 
 class Remote(str):
@@ -47,6 +49,12 @@ class Remote(str):
 
 Place = Path | Remote
 """Of a shard. Both kinds have a `name`."""
+
+
+def split_parts(names: str) -> list[str]:
+    """The parts of `a::b`; the colons of an address such as `http://[::1]/` part nothing."""
+    kept = _ADDRESS.sub(lambda match: match[0].replace(":", "\0"), names)
+    return [part.replace("\0", ":") for part in kept.split("::")]
 
 
 def is_elsewhere(name: str) -> bool:

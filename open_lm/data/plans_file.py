@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_lm import storage
+from open_lm.data.places import split_parts
 from open_lm.data.source_names import source_names
 from open_lm.params.data import DataParams
 
@@ -44,7 +45,7 @@ def about_plan(params: DataParams, data: TrainData) -> dict[str, Any]:
     options = {name: list(value) if isinstance(value := getattr(params, name), tuple) else value for name in names}
     sizes = [None if None in s.files.bytes else sum(filter(None, s.files.bytes)) for s in data.sources]
     patterns = [s.name for s in data.sources]
-    named = source_names(patterns if len(patterns) > 1 else ["/".join(p.partition("::")[0].split("/")[-3:]) for p in patterns])
+    named = source_names(patterns if len(patterns) > 1 else ["/".join(split_parts(p)[0].split("/")[-3:]) for p in patterns])
     return {"data": options, "sources": [{"name": name, "bytes": size} for name, size in zip(named, sizes, strict=True)]}
 
 

@@ -123,13 +123,14 @@ class _ShardRows:
     def _read_rows(self, places: Iterable[tuple[ShardFile, int]], out: np.ndarray) -> None:
         """Put the rows of some shards into the first rows of `out`: int32 [n, seq_len + 1]."""
         put_row, losses = self._shards.put_row, self.losses
-        places = list(places)
+        places, lost = list(places), set[int]()
         for slot, (shard, row) in enumerate(places):
             if not losses.read(shard.path, put_row, shard, row, out[slot]):
                 out[slot] = MASKED
+                lost.add(slot)
         if int(out.max(initial=0)) >= self._shards.vocab_size:
             for slot, (shard, row) in enumerate(places):
-                if not losses.is_lost(shard.path):
+                if slot not in lost:
                     self._shards.read_row(shard, row, out[slot])  # raises for the one
 
     def _fetch_ahead(self, shard: ShardFile) -> None:

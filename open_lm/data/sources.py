@@ -18,7 +18,7 @@ from open_lm import storage
 from open_lm.data import counts, stream
 from open_lm.data.access import Access
 from open_lm.data.counts import ShardCount
-from open_lm.data.places import Place, Remote, folder_of, is_elsewhere, place_of
+from open_lm.data.places import Place, Remote, folder_of, is_elsewhere, place_of, split_parts
 from open_lm.shards.index import token_extension
 from open_lm.shards.manifest import MANIFEST, read_manifest, shard_url
 from open_lm.shards.members import decode_member
@@ -71,7 +71,7 @@ def list_pattern(flag: str, pattern: str, access: Access | None = None) -> Listi
     """
     found: _Found = []
     parts: list[int] = []
-    for index, part in enumerate(pattern.split("::")):
+    for index, part in enumerate(split_parts(pattern)):
         here = _list_part(flag, pattern, part, access or Access())
         if not here:
             raise ValueError(f"{flag} {pattern}: no file matches {part!r}; give brace patterns or globs of .tar files")

@@ -269,6 +269,15 @@ def test_data_that_changed_or_went_are_not_shown(place: Place, trained: Any) -> 
         batch("logs/run", 1)
 
 
+def test_a_plan_has_one_name(place: Place, trained: Any) -> None:
+    from open_lm.report.data import read_data
+    from open_lm.report.data_table import lines
+
+    trained("run", *MIXES["one source"])
+    name = batch("logs/run", 1).order.rpartition("plan ")[2]
+    assert len(name) == 12 and any(f"plan {name}" in line for line in lines(read_data("logs/run")))
+
+
 def test_a_run_folder_has_no_say_over_the_cache_here(place: Place, trained: Any, s3: Any) -> None:
     given = trained("run", *MIXES["one source"], "--data-cache", "cache", "--data-cache-size", "1GB")
     assert not Path("cache").exists()

@@ -93,6 +93,13 @@ def test_a_squashed_row_that_begins_with_the_token_is_asked_for_what_comes_next(
     assert (inputs, targets) == ([[0, 1, 3]], [[1, 3, NONE]])
 
 
+def test_a_left_token_that_the_data_mask_already_is_one_nevertheless() -> None:
+    row = np.array([[5, 6, ~L, 8, 9]])
+    assert Masks(left=L).apply(row).tolist() == [[5, ~6, ~L, 8, 9]]
+    assert Masks(left=L, squash_left=True).apply(row).tolist() == [[5, ~6, 8, 9, -1]]
+    assert Masks(left=0).apply(np.array([[5, 6, -1, 8, 9]])).tolist() == [[5, 6, -1, 8, 9]]  # a masked 0 looks like padding
+
+
 def test_masked_positions_of_the_data_stay_masked_whatever_the_flags() -> None:
     inputs, targets = inputs_and_targets(Masks(left=L, individual=P), [[5, -1, ~7, 8, P]])
     assert inputs == [[5, 0, 7, 8]]

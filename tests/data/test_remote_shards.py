@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -347,6 +348,20 @@ def test_members_that_cannot_be_parsed_stop_the_run_or_lose_their_rows_alone(wri
     assert sorted(found[:, 0].tolist()) == [MASKED, *range(21), *range(22, 40)]
     with pytest.raises(ValueError, match="1 rows are lost, more than"):
         rows(data, 40, tolerate=0.01)
+
+
+def test_an_id_outside_the_vocabulary_is_the_reason_told_where_a_member_is_lost_as_well(
+    write_tar: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "d/a.tar", [("0.txt", b"[1, 2, 3]"), ("1.txt", b"[1, x, 3]"), ("2.txt", b"[1, 999, 3]")])
+    monkeypatch.setattr(stream.ShardReader, "_check_ids", lambda *_: None)  # as ids of uint16, which are looked at together
+    params = DataParams(train_data=(f"{tmp_path}/d/a.tar",), data_tolerate_error_p=0.9, ignore_parse_errors=True)
+    data = build_train_data(params, seq_len=2, vocab_size=40, global_batch_size=3)
+    reader = data.rows.reader(3)
+    monkeypatch.setattr(reader._shards, "read_row", lambda shard, row, out: reader._shards.put_row(shard, row, out) or told.append(row))
+    told: list[int] = []
+    reader.read(np.arange(3))
+    assert sorted(told) == [0, 2]
 
 
 def test_an_id_outside_the_vocabulary_is_never_tolerated(remote) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from open_lm.data import counts
 from open_lm.data.dataset import build_train_data, build_validation_data, problems
+from open_lm.data.places import split_parts
 from open_lm.params.data import DataParams, ValidationParams
 
 Write = Callable[..., Path]
@@ -149,6 +150,12 @@ def test_the_tokenizer_beside_the_shards_gives_the_end_of_text(write_tar: Write,
     (tmp_path / "s/tokenizer.json").write_text(text)
     (tmp_path / "s/stats.json").write_text('{"tokenizer": {"eot_token": "<|padding|>"}}')
     assert build(shard, seq_len=2).sources[0].files.eot_id == 1
+
+
+def test_colons_of_an_address_part_nothing() -> None:
+    name = "http://[2001:db8::1]:80/a/{0..1}.tar::https://[::1]/b.tar::c/[0-9]::d.tar"
+    assert split_parts(name) == ["http://[2001:db8::1]:80/a/{0..1}.tar", "https://[::1]/b.tar", "c/[0-9]", "d.tar"]
+    assert problems(DataParams(train_data=("http://[::1]/a.tar",), train_data_upsampling_factors=("2",))) == []
 
 
 def test_all_problems_of_weights_and_factors_are_told_together() -> None:

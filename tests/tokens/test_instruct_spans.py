@@ -178,3 +178,9 @@ def test_a_template_reaches_nothing_outside(tmp_path: Path) -> None:
     for text in ("{{ messages.__class__.__mro__ }}", "{% include '/etc/passwd' %}", "{{ ''.__class__.__base__.__subclasses__() }}"):
         with pytest.raises(NotUsableError):
             ChatTemplate(text).render(CHAT.messages)
+
+
+@pytest.mark.parametrize("text", ["{{ messages|length // 0 }}", "{% for i in range(1000000) %}{% endfor %}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"])
+def test_a_template_that_fails_in_arithmetic_or_depth_does_not_take_the_conversation(text: str) -> None:
+    with pytest.raises(NotUsableError, match="the chat template does not take it: ."):
+        ChatTemplate(text).render(CHAT.messages)

@@ -64,7 +64,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **special,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise NotUsableError(f"the chat template does not take it: {' '.join(str(error).split())}") from None
         texts, spans = found
         return str(texts[0]), [(int(a), int(b)) for a, b in spans[0]] if self.marks_generation else []
