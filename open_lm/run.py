@@ -36,7 +36,7 @@ from open_lm.train.agreement import Meeting
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
 from open_lm.train.endings import Endings
 from open_lm.train.failure import Failure
-from open_lm.train.guard import Guard
+from open_lm.train.guard import Guard, add_to_log
 from open_lm.train.launcher import LauncherWatch, seconds_since_launch
 from open_lm.train.loop import Callback, Position, train
 from open_lm.train.metrics import MetricsLog, ProgressBar, over_processes

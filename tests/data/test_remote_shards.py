@@ -244,7 +244,10 @@ def test_a_fault_of_the_machine_is_no_loss_of_a_shard(number: int, write_shards:
 @pytest.mark.parametrize("place", ["s3", "pipe"])
 def test_a_full_disk_under_the_cache_is_no_loss_of_a_shard(place: str, remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, folder = remote
-    kept, pipe = {"data_cache": str(tmp_path / "kept"), "data_tolerate_error_p": 0.9}, {"dataset_manifest": (str(folder),), "allow_pipe": True}
+    kept, pipe = (
+        {"data_cache": str(tmp_path / "kept"), "data_tolerate_error_p": 0.9},
+        {"dataset_manifest": (str(folder),), "allow_pipe": True},
+    )
     command = f"pipe:cat {folder}/shard-{{0000..0003}}.tar"
     data = build(f"{url}/*.tar", **kept) if place == "s3" else build(command, **pipe, **kept)
     monkeypatch.setattr("open_lm.data.cache._BLOCK", 1)

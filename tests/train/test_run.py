@@ -25,7 +25,7 @@ def test_a_run_learns_and_leaves_what_it_promises(bench: Any, main_here: Main) -
     assert losses[-1] < 0.6 * losses[0]
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[9]).keys() == {
         *("step", "epoch", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "tokens_per_second_per_process"),
-        *("samples_per_second", "seconds", "data_wait_seconds", "host_memory_gb"),
+        *("samples_per_second", "seconds", "data_wait_seconds", "host_memory_gb", "targets"),
     }
     params = yaml.safe_load((folder / "params.txt").read_text())
     assert (folder / "plans.json").is_file()
@@ -68,8 +68,8 @@ def test_resume_is_bit_equal_at_any_step(bench: Any, main_here: Main, step: int)
 def test_resume_takes_a_named_folder(bench: Any, main_here: Main) -> None:
     assert main_here("a", "--save-every-steps", "4") == 0
     step = bench.folder / "logs/a/checkpoints/step_4"
-    assert main_here("a", "--resume", str(step)) == 0
-    assert f"Resumed from {step}: step 4" in bench.log("a")
+    assert main_here("b", "--resume", str(step)) == 0
+    assert f"Resumed from {step}: step 4" in bench.log("b")
 
 
 def test_resume_latest_of_nothing_starts_from_the_beginning(bench: Any, main_here: Main) -> None:
