@@ -61,7 +61,12 @@ def samples(shards: Sequence[Place]) -> Iterator[Sample]:
     import webdataset
 
     places = {str(shard): shard for shard in shards}  # a local file may have the name of a command
-    stages = (webdataset.SimpleShardList([str(s) for s in shards]), partial(_opened, places), webdataset.tariterators.tar_file_expander, _grouped)
+    stages = (
+        webdataset.SimpleShardList([str(s) for s in shards]),
+        partial(_opened, places),
+        webdataset.tariterators.tar_file_expander,
+        _grouped,
+    )
     try:
         yield from webdataset.DataPipeline(*stages)
     except tarfile.TarError as error:  # webdataset appends the url

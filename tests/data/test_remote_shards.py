@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import multiprocessing
@@ -244,11 +245,14 @@ def test_a_fault_of_the_machine_is_no_loss_of_a_shard(number: int, write_shards:
 @pytest.mark.parametrize("place", ["s3", "pipe"])
 def test_a_full_disk_under_the_cache_is_no_loss_of_a_shard(place: str, remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, folder = remote
-    kept, pipe = {"data_cache": str(tmp_path / "kept"), "data_tolerate_error_p": 0.9}, {"dataset_manifest": (str(folder),), "allow_pipe": True}
+    kept, pipe = (
+        {"data_cache": str(tmp_path / "kept"), "data_tolerate_error_p": 0.9},
+        {"dataset_manifest": (str(folder),), "allow_pipe": True},
+    )
     command = f"pipe:cat {folder}/shard-{{0000..0003}}.tar"
     data = build(f"{url}/*.tar", **kept) if place == "s3" else build(command, **pipe, **kept)
     monkeypatch.setattr("open_lm.data.cache._BLOCK", 1)
-    monkeypatch.setattr("open_lm.data.cache.open", lambda *_, **__: open("/dev/full", "wb", buffering=0), raising=False)
+    monkeypatch.setattr("open_lm.data.cache.open", lambda *_, **__: io.FileIO("/dev/full", "wb"), raising=False)
     monkeypatch.setattr(ShardCache, "_locked", lambda self, name: contextlib.nullcontext())
     with pytest.raises(ValueError, match=r"shard-000\d\.tar.* cache .*No space left .*give --data-cache on a disk with more room"):
         rows(data, tolerate=0.9)

@@ -180,7 +180,9 @@ def test_a_template_reaches_nothing_outside(tmp_path: Path) -> None:
             ChatTemplate(text).render(CHAT.messages)
 
 
-@pytest.mark.parametrize("text", ["{{ messages|length // 0 }}", "{% for i in range(1000000) %}{% endfor %}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"])
+@pytest.mark.parametrize(
+    "text", ["{{ messages|length // 0 }}", "{% for i in range(1000000) %}{% endfor %}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"]
+)
 def test_a_template_that_fails_in_arithmetic_or_depth_does_not_take_the_conversation(text: str) -> None:
     with pytest.raises(NotUsableError, match="the chat template does not take it: ."):
         ChatTemplate(text).render(CHAT.messages)
