@@ -239,8 +239,10 @@ def train_job(job: Job, trained: Trained, guard: Guard, failure: Failure, meetin
     step = make_step(job, trained)
     with ExitStack() as stack:
         tolerate, sources = params.data.data_tolerate_error_p, bool(job.source_names)
-        before = {"rows_before": job.lineage.first, "lost_before": job.lost_before, "tell": None if world.is_first else tell_loss(job)}
-        loader = stack.enter_context(Loader(job.data.rows, job.shape, params.data.workers, tolerate, job.masks, sources, **before))
+        before = {"rows_before": job.lineage.first, "lost_before": job.lost_before}
+        tell = None if world.is_first else tell_loss(job)
+        loader = Loader(job.data.rows, job.shape, params.data.workers, tolerate, job.masks, sources, **before, tell=tell)
+        stack.enter_context(loader)
         states = make_run_states(job, trained, loader)
         callbacks = [*make_callbacks(job, trained, step, states, loader), meeting]
         for callback in callbacks:

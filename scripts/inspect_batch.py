@@ -18,7 +18,7 @@ class InspectParams:
     """which batch, and what of it"""
 
     run: str | None = None
-    """Run folder, such as logs/NAME."""
+    """Run folder, such as logs/NAME, or its url."""
     step: int | None = None
     """Step as the log and metrics.jsonl count it, from 1; any step of the run, made already or not."""
     rank: int = 0

@@ -119,12 +119,15 @@ def private_folder() -> Path:
     return folder
 
 
+def _open_warily(path: str, flags: int) -> int:
+    """Of a file that anyone may have put there: a fifo must not block, nor a link lead elsewhere."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
 def _remove_abandoned() -> None:
     """Remove the private folders of processes that are gone."""
     for owner in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*/owner"):
-        # anyone may put anything there: a fifo must not block, nor a link lead elsewhere
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
-        with contextlib.suppress(OSError), open(owner, opener=lambda path, _: os.open(path, flags)) as file:
+        with contextlib.suppress(OSError), open(owner, opener=_open_warily) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or time.time() - status.st_mtime < _NEW:
                 continue  # not ours, or perhaps made at this moment and not yet locked

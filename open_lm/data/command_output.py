@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import select
-import subprocess
+import signal
 import tempfile
 from collections.abc import Sequence
 from typing import IO, Any, cast
@@ -15,6 +14,8 @@ from open_lm.storage.faults import CutShortError, timeout
 
 _PATIENCE = 4
 """Times the storage's timeout that a command may write nothing; it has to start first."""
+
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGPIPE, signal.SIGXFSZ]
 
 
 class CommandOutput(io.BufferedReader):
@@ -33,12 +34,30 @@ class CommandOutput(io.BufferedReader):
         super().__init__(cast(Any, _Output(name, command)), 1 << 20)
 
 
+def _start(command: Sequence[str], errors: IO[bytes]) -> tuple[int, int]:
+    """Start a command: its process id, and the file descriptor of its output.
+
+    It answers signals as any program does, whatever this process blocks or ignores (a data worker blocks SIGTERM, `worker_signals`).
+    """
+    reading, writing = os.pipe()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    files = [(os.POSIX_SPAWN_DUP2, *pair) for pair in ((nothing, 0), (writing, 1), (errors.fileno(), 2))]
+    try:
+        return os.posix_spawnp(command[0], list(command), os.environ, file_actions=files, setsigmask=[], setsigdef=_SIGNALS), reading
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(nothing)
+        os.close(writing)
+
+
 class _Output(io.RawIOBase):
     def __init__(self, name: str, command: Sequence[str]):
-        self._name = name
+        self._name, self._status = name, cast(int | None, None)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the command
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors)
+            self._pid, self._pipe = _start(command, self._errors)
         except OSError as error:
             self._errors.close()
             raise ValueError(f"{name}: {command[0]} can't be run ({error.strerror}); install it, or correct the command") from None
@@ -47,15 +66,19 @@ class _Output(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        assert self._process.stdout is not None
-        pipe = self._process.stdout.fileno()
-        if not select.select([pipe], [], [], _PATIENCE * timeout())[0]:
+        if not select.select([self._pipe], [], [], _PATIENCE * timeout())[0]:
             raise CutShortError(f"{self._name}: the command wrote nothing for {_PATIENCE * timeout():.0f} seconds")
-        data = os.read(pipe, len(buffer))
+        data = os.read(self._pipe, len(buffer))
         buffer[: len(data)] = data
-        if not data and self._process.wait():
-            raise CutShortError(f"{self._name}: the command ended with status {self._process.returncode}{self._last_error()}")
+        if not data and self._wait():
+            raise CutShortError(f"{self._name}: the command ended with status {self._status}{self._last_error()}")
         return len(data)
+
+    def _wait(self) -> int:
+        """The status that the command ended with; waits for it."""
+        if self._status is None:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self._status
 
     def _last_error(self) -> str:
         self._errors.seek(max(0, self._errors.seek(0, io.SEEK_END) - 1000))
@@ -65,10 +88,9 @@ class _Output(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
+            if self._status is None:
+                os.kill(self._pid, signal.SIGKILL)
+                self._wait()
+            os.close(self._pipe)
             self._errors.close()
         super().close()

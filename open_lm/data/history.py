@@ -6,6 +6,7 @@ and metrics.jsonl count them: step 1 is the first, and `checkpoints/step_<n>` is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -178,6 +179,33 @@ def read_history(run: str | Path) -> RunHistory:
     if not params and not states:
         raise ValueError(f"--run {run}: is no run folder; neither params.txt nor checkpoints/step_*/state.json is there")
     return RunHistory(folder, params, tuple(states), read_plans(str(folder)))
+
+
+def fetch_history(run: str, folder: Path) -> None:
+    """Copy of a run folder behind a url what `read_history` and inspection read; shards and checkpoints stay there.
+
+    Raises:
+        ValueError: none of it is there, or the place can't be read.
+    """
+    names = ["params.txt", "plans.json", "tokenizer.json"]
+    try:
+        names += [state.url.removeprefix(f"{run.rstrip('/')}/") for state in _listed(storage.join(run, "checkpoints/step_*/state.json"))]
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                data = storage.read_bytes(storage.join(run, name))
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(data)
+    except OSError as error:
+        raise ValueError(f"--run {run}: {error}") from None
+    if not any(folder.iterdir()):
+        raise ValueError(f"--run {run}: is no run folder; neither params.txt nor checkpoints/step_*/state.json is there")
+
+
+def _listed(pattern: str) -> list[storage.Stored]:
+    try:
+        return storage.list_files(pattern)
+    except (FileNotFoundError, ValueError):  # nothing was saved there, or a web server, which lists nothing
+        return []
 
 
 def _read_params(path: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from open_lm import storage
 from open_lm.data.dataset import TrainData, build_train_data
 from open_lm.data.documents import Documents, Piece
-from open_lm.data.history import RunHistory, read_history
+from open_lm.data.history import RunHistory, fetch_history, read_history
 from open_lm.data.places import split_parts
 from open_lm.data.plan import differences, fingerprint
 from open_lm.params.data import DataParams
@@ -101,7 +102,12 @@ def batch(
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """The data of one plan, whose positions from 0 on are rows [first, stop) of the run; `names` of its sources as the run gave them, the `plan`'s own."""
+    """The data of one plan, whose positions from 0 on are rows [first, stop) of the run.
+
+    Args:
+        names: of its sources as the run gave them.
+        plan: its name.
+    """
 
     first: int
     stop: int | None
@@ -115,7 +121,7 @@ class RunData:
     """The data of a run, opened again.
 
     Args:
-        run: its folder.
+        run: its folder, or its url, of which what says what was read is copied into a temporary folder.
         allow_pipe: run the commands of its `pipe:` shards; they come from the run folder, so only where that is yours.
 
     Raises:
@@ -124,7 +130,12 @@ class RunData:
 
     def __init__(self, run: str | Path, allow_pipe: bool = False):
         self._allow_pipe = allow_pipe
-        self.history: RunHistory = read_history(run)
+        folder = str(run)
+        if storage.is_remote(folder):
+            self._copy = tempfile.TemporaryDirectory()  # there as long as this object
+            folder = self._copy.name
+            fetch_history(str(run), Path(folder))
+        self.history: RunHistory = read_history(folder)
         self._name = str(run)
         self._opened: dict[int, _Opened] = {}
         self._documents = Documents()

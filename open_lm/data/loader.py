@@ -90,6 +90,11 @@ class LoaderShape:
         """The worker that reads each number: the process's streams are dealt in turn."""
         return numbers % self.streams // self.world_size % workers
 
+    def most_of_a_worker(self, workers: int) -> int:
+        """The most rows of a batch that one worker reads, at any start: the streams follow each other in rounds, dealt in turn."""
+        rounds, rest = divmod(self.local_batch_size, self.local_streams)
+        return rounds * -(-self.local_streams // workers) + min(rest, -(-rest // workers) + 1)
+
     def batch_starts(self, start: int) -> Iterator[int]:
         """Number of the first row of each batch from `start` on."""
         while self.stop is None or start + self.global_batch_size <= self.stop:
@@ -244,7 +249,7 @@ class Loader:
         self.lost_rows = len(range(shape.rank, lost_before, shape.world_size))
         self._fetched = [0] * max(1, self.workers)
         self._pin = torch.cuda.is_available()
-        self._slots = self._contents.slots(self.workers, shape.local_batch_size, self._row_length) if self.workers else None
+        self._slots = self._contents.slots(self.workers, shape.most_of_a_worker(self.workers), self._row_length) if self.workers else None
         self._parts: Iterator[_Part] | None = self._start(_WorkerParts(rows, shape, self._contents, self._slots))
 
     def _start(self, parts: _WorkerParts) -> Iterator[_Part]:

@@ -438,3 +438,17 @@ def test_a_run_over_s3_is_shown_with_its_documents(place: Place, trained: Any, s
     found = batch("logs/remote", 7)
     assert np.array_equal(found.tokens, given[found.first])
     assert all(row.pieces for row in found.rows)
+
+
+def test_a_run_folder_over_s3_is_inspected_without_its_checkpoints(place: Place, trained: Any, s3: Any, faults: Any) -> None:
+    given = trained("run", *MIXES["one source"])
+    for path in sorted(Path("logs/run").glob("**/*")):
+        if path.is_file():
+            s3.put(str(path), path.read_bytes())
+    faults.requests.clear()
+    assert np.array_equal(batch(s3.url("logs/run"), 3).tokens, given[2 * BATCH])
+    assert not any(
+        ".pt" in request or ".distcp" in request for request in faults.requests if request.startswith("GET") and "list-type" not in request
+    )
+    with pytest.raises(ValueError, match="--run s3://.*/logs/none: is no run folder"):
+        batch(s3.url("logs/none"), 1)

@@ -1,3 +1,4 @@
+import itertools
 import logging
 import multiprocessing
 import subprocess
@@ -176,6 +177,13 @@ def test_a_killed_worker_is_an_error_and_no_hang(repo: Path) -> None:
     assert done.returncode != 0
     assert "RuntimeError" in done.stderr
     assert "worker" in done.stderr.splitlines()[-1]
+
+
+def test_memory_is_asked_for_what_a_worker_reads_and_not_much_more() -> None:
+    for streams, batch, workers in itertools.product((1, 2, 5, 8, 24), (3, 8, 20), (1, 2, 3, 5)):
+        shape, workers = LoaderShape(0, 1, batch, streams), min(workers, streams)
+        counts = [np.bincount(shape.workers_of(shape.numbers(start), workers)).max() for start in range(2 * streams)]
+        assert max(counts) <= shape.most_of_a_worker(workers) <= max(counts) + 1
 
 
 @many_processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import multiprocessing
@@ -251,7 +252,7 @@ def test_a_full_disk_under_the_cache_is_no_loss_of_a_shard(place: str, remote, t
     command = f"pipe:cat {folder}/shard-{{0000..0003}}.tar"
     data = build(f"{url}/*.tar", **kept) if place == "s3" else build(command, **pipe, **kept)
     monkeypatch.setattr("open_lm.data.cache._BLOCK", 1)
-    monkeypatch.setattr("open_lm.data.cache.open", lambda *_, **__: open("/dev/full", "wb", buffering=0), raising=False)
+    monkeypatch.setattr("open_lm.data.cache.open", lambda *_, **__: io.FileIO("/dev/full", "wb"), raising=False)
     monkeypatch.setattr(ShardCache, "_locked", lambda self, name: contextlib.nullcontext())
     with pytest.raises(ValueError, match=r"shard-000\d\.tar.* cache .*No space left .*give --data-cache on a disk with more room"):
         rows(data, tolerate=0.9)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+from open_lm.data.command_output import CommandOutput
 from open_lm.data.worker_signals import leave_signals_to_the_parent
 
 
@@ -18,6 +19,17 @@ def worker() -> int:
     leave_signals_to_the_parent()
     time.sleep(60)
     os._exit(1)
+
+
+def test_a_command_of_a_worker_answers_signals() -> None:
+    before, handler = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with CommandOutput("c", ["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"]) as output:
+            masks = [int(line.split()[1], 16) for line in output.read().splitlines()]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    assert masks[0] == 0 and not masks[1] & (1 << (signal.SIGINT - 1) | 1 << (signal.SIGPIPE - 1))
 
 
 def ended(pid: int) -> bool:
