@@ -113,7 +113,7 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     resuming = params.checkpoint.resume is not None
     early = claim and resuming and from_first(folder.path.is_dir())  # before its states are looked at: who wrote there may still do so
     lock = problems.attempt(claim_run_folder, folder, params.log, resuming, world) if early else None
-    resumed, restored = problems.attempt(find_start, params, folder, world, remote, claim) or (None, None)
+    resumed, restored = problems.attempt(find_start, params, folder, world, remote, claim and not problems.found) or (None, None)
     flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
     config = problems.attempt(get_model_config, params.model.model, flags)
     if remote and world.is_first and params.checkpoint.resume is None:

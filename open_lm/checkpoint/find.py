@@ -73,6 +73,8 @@ def _read_remote(url: str) -> Found:
     """A step_<n> behind a URL, or the newest of a folder of them."""
     if url.rpartition("/")[2].startswith("step_"):
         return url, read_run_state(url)
+    if url.startswith(("http://", "https://")):
+        raise ValueError("a web server can't list a folder; give the URL of its step_<n>")
     found = newest_run_state(url) or newest_run_state(storage.join(url, "checkpoints"))
     if found is None:
         raise ValueError(f"checkpoint {url}: holds no step_<n>; a pair of epoch_N.pt and optimizer_N.pt has to be on a disk")

@@ -180,7 +180,6 @@ def restore_interrupted(folder: str) -> None:
 
 def remove_leftovers(folder: str) -> None:
     """Remove what killed saves left. Only for the one run that writes there."""
-    restore_interrupted(folder)
     if not storage.is_remote(folder):
         for path in storage.local_path(folder).glob(".step_*.tmp"):
             shutil.rmtree(path, ignore_errors=True)

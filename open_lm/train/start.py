@@ -36,7 +36,7 @@ def find_start(
     found: tuple[Found | None, str | None] | str = (None, None)
     if world.is_first:
         try:
-            if claim:
+            if claim and params.checkpoint.resume:
                 restore_interrupted(params.checkpoint.checkpoint_dir or str(folder.checkpoints))
             found = _find(params, folder, remote, claim)
         except (ValueError, OSError) as error:

@@ -128,6 +128,8 @@ def test_a_run_state_on_a_web_server_is_whole(tmp_path: Path, web: Any) -> None:
     (state / "__0_0.distcp").write_bytes(b"short")
     with pytest.raises(ValueError, match="__0_0.distcp is not as it was written"):
         read_run_state(web.url("r/checkpoints/step_20"))
+    with pytest.raises(ValueError, match="can't list a folder; give the URL of its step_"):
+        start(tmp_path / "other", "--resume", web.url("r"))
     (state / ".metadata").unlink()
     with pytest.raises(ValueError, match="is not as it was written"):
         read_run_state(web.url("r/checkpoints/step_20"))
