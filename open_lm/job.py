@@ -11,7 +11,9 @@ import torch
 from open_lm import __version__
 from open_lm.checkpoint.epoch_pair import place_in_data
 from open_lm.checkpoint.find import Found
+from open_lm.checkpoint.load import outline
 from open_lm.checkpoint.run_state import RunState
+from open_lm.checkpoint.weights import load_weights
 from open_lm.data.access import access_of
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
 from open_lm.data.loader import LoaderShape, allowed_processes, check_processes
@@ -20,6 +22,7 @@ from open_lm.data.plans_file import about_plan
 from open_lm.data.source_names import source_names
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
+from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
 from open_lm.params import Params, Problems
 from open_lm.train.launcher import was_ours
@@ -115,6 +118,8 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     if remote and world.is_first and params.checkpoint.resume is None:
         problems.attempt(check_copy, remote, params.log.overwrite)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
+    if config and kernel and restored is None and world.is_first:
+        problems.attempt(check_first_weights, params, config, kernel)
     batch = problems.attempt(global_batch_size, params.batch, world.size)
     # files are looked at even where model or batch are wrong, so that all mistakes are told at once
     sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
@@ -145,6 +150,20 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     problems.raise_any()
     assert config and kernel and data and masks and length and lineage and validation is not None
     return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote)
+
+
+def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> None:
+    """Raises UserError where the weights of --pretrained or --average are not there, or of another model; none of them is read."""
+    with torch.device("meta"):
+        model = Transformer(config, kernel)
+    problems = Problems()
+    for checkpoint in (params.model.pretrained, *params.averaging.average):
+        tensors, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
+        if tensors is not None:
+            problems.attempt(load_weights, model, tensors, path)
+    flag = "--pretrained" if params.model.pretrained else "--average"
+    problems.found = [f"{flag}: {problem}" for problem in problems.found]
+    problems.raise_any()
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:

@@ -35,8 +35,9 @@ class Waits(Protocol):
 class MetricsLog(Nothing):
     """Reads the device every --log-every-n-steps steps, and tells every sink. On every process, since reading must be done by all.
 
-    `tokens` counts positions, `targets` the unmasked ones since the last log step. With `source_names`, `loss/<name>` is the mean cross-entropy, without z-loss, over the targets of a source in the steps since the
-    last log step, `targets/<name>` their number; a source that had none in them has no loss. `data_wait_seconds` is that of the process
+    `tokens` counts positions, `targets` the unmasked ones since the last log step. With `source_names`, `loss/<name>` is the mean
+    cross-entropy, without z-loss, over the targets of a source in these steps, `targets/<name>` their number; a source that had none in
+    them has no loss. `data_wait_seconds` is that of the process
     that waited longest, out of `seconds`; `fetched_bytes` and `lost_rows` are summed over the processes. `more` gives further numbers.
     """
 

@@ -166,7 +166,7 @@ class RemoteSync:
         link = self.folder / LATEST
         if not link.is_symlink():
             return
-        target, whole = str(link.readlink()), whole_states({name: 0 for name in self.record.files})
+        target, whole = str(link.readlink()), whole_states(dict.fromkeys(self.record.files, 0))
         if f"checkpoints/{target}/{STATE_FILE}" not in self.record.files and whole:
             target = f"step_{whole[0]}"
         place = (0, int(target.rpartition("_")[2])) if target.rpartition("_")[2].isdigit() else (0, 0)
