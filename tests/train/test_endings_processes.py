@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +124,10 @@ def test_no_process_leaves_before_the_first_has_written_and_copied_all(bench: An
     done = faulty(bench, 2, "copies:0:1", "a", "--time-limit", "0", "--remote-sync", str(bench.folder / "there"))
     assert done.returncode != 0
     there = bench.folder / "there/a"
-    copied = (there / "checkpoints/step_2/state.json").stat().st_mtime
+    assert (there / "checkpoints/step_2/state.json").is_file()
     assert json.loads((there / "ending.json").read_text())["exit_code"] == 4
-    for told in re.findall(r"^W(\d{4} [\d:.]+) .* closing signal", done.stderr, re.M):  # at most to a process that is on its way out
-        assert datetime.strptime(f"{datetime.now().year}{told}", "%Y%m%d %H:%M:%S.%f").timestamp() > copied
+    before, copied, _ = done.stderr.rpartition("copied")
+    assert copied and "closing signal" not in before, done.stderr[-3000:]
 
 
 def test_a_signal_while_one_process_writes_the_weights_alone_saves_the_state(bench: Any) -> None:
