@@ -24,7 +24,7 @@ def test_a_run_learns_and_leaves_what_it_promises(bench: Any, main_here: Main) -
     assert len(losses) == 30
     assert losses[-1] < 0.6 * losses[0]
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[9]).keys() == {
-        *("step", "epoch", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "tokens_per_second_per_process"),
+        *("step", "epoch", "tokens", "targets", "loss", "lr", "grad_norm", "tokens_per_second", "tokens_per_second_per_process"),
         *("samples_per_second", "seconds", "data_wait_seconds", "host_memory_gb"),
     }
     params = yaml.safe_load((folder / "params.txt").read_text())
