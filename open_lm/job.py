@@ -11,8 +11,9 @@ import torch
 from open_lm import __version__
 from open_lm.checkpoint.epoch_pair import place_in_data
 from open_lm.checkpoint.find import Found
-from open_lm.checkpoint.load import check_weights
+from open_lm.checkpoint.load import outline
 from open_lm.checkpoint.run_state import RunState
+from open_lm.checkpoint.weights import load_weights
 from open_lm.data.access import access_of
 from open_lm.data.dataset import TrainData, ValidationSet, build_train_data, build_validation_data
 from open_lm.data.loader import LoaderShape, allowed_processes, check_processes
@@ -21,6 +22,7 @@ from open_lm.data.plans_file import about_plan
 from open_lm.data.source_names import source_names
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
+from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
 from open_lm.params import Params, Problems
 from open_lm.train.launcher import sign_lock, was_ours
@@ -118,9 +120,9 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     config = problems.attempt(get_model_config, params.model.model, flags)
     if remote and world.is_first and params.checkpoint.resume is None:
         problems.attempt(check_copy, remote, params.log.overwrite)
-    if config and restored is None and world.is_first and not params.model.load_pretrained_state:
-        problems.attempt(check_start_weights, params, config)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
+    if config and kernel and restored is None and world.is_first and not params.model.load_pretrained_state:
+        problems.attempt(check_first_weights, params, config, kernel)
     batch = problems.attempt(global_batch_size, params.batch, world.size)
     # files are looked at even where model or batch are wrong, so that all mistakes are told at once
     sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
@@ -162,12 +164,17 @@ def _raise_any(problems: Problems, lock: IO[str] | None) -> None:
     problems.raise_any()
 
 
-def check_start_weights(params: Params, config: ModelConfig) -> None:
-    """Raises UserError where --pretrained or a checkpoint of --average is not there or of another model."""
+def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> None:
+    """Raises UserError where the weights of --pretrained or --average are not there, or of another model; none of them is read."""
+    with torch.device("meta"):
+        model = Transformer(config, kernel)
     problems = Problems()
-    named = [("--pretrained", params.model.pretrained)] if params.model.pretrained else []
-    for flag, path in (*named, *(("--average", path) for path in params.averaging.average)):
-        problems.attempt(check_weights, flag, path, config)
+    for checkpoint in (params.model.pretrained, *params.averaging.average):
+        tensors, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
+        if tensors is not None:
+            problems.attempt(load_weights, model, tensors, path)
+    flag = "--pretrained" if params.model.pretrained else "--average"
+    problems.found = [f"{flag}: {problem}" for problem in problems.found]
     problems.raise_any()
 
 

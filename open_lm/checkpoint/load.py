@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from open_lm import storage
+from open_lm.checkpoint.part_reader import saved_shapes
 from open_lm.checkpoint.run_state import newest_run_state
 from open_lm.checkpoint.state_folder import STATE_FILE
 from open_lm.checkpoint.unshard import state_weights
@@ -58,44 +60,50 @@ def open_weights(checkpoint: str) -> tuple[WeightsFile, str]:
     Raises:
         ValueError: there is nothing to load, or it is not whole.
     """
+    path, is_state = find_weights(checkpoint)
+    return state_weights(path) if is_state else read_weights(path), path
+
+
+def outline(checkpoint: str) -> tuple[dict[str, Tensor] | None, str]:
+    """What `open_weights` would give, for its names and shapes: tensors that are mapped or empty. None of a file behind a URL, which is
+    not fetched for that. Raises ValueError where there is nothing to load.
+    """
+    path, is_state = find_weights(checkpoint)
+    if is_state:
+        shapes = {name[len("model.") :]: shape for name, (shape, _) in saved_shapes(path).items() if name.startswith("model.")}
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path
+    if not storage.is_remote(path):
+        return read_weights(path).state_dict, path
+    try:
+        storage.size(path)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint {path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from None
+    return None, path
+
+
+def find_weights(checkpoint: str) -> tuple[str, bool]:
+    """The file or folder whose weights `open_weights` takes, and whether it is a run state. Raises ValueError where there is none."""
     if not storage.is_remote(checkpoint):
         path = storage.local_path(checkpoint)
         if not path.is_dir():
-            return read_weights(checkpoint), checkpoint
+            return checkpoint, False
         if (path / STATE_FILE).is_file():
-            return state_weights(str(path)), str(path)
+            return str(path), True
         newest = newest_weights(path)
         if newest is not None:
-            return read_weights(str(newest)), str(newest)
+            return str(newest), False
         found = newest_run_state(path / "checkpoints") or newest_run_state(path)
         if found is None:
             raise ValueError(f"checkpoint {checkpoint}: the folder holds no epoch_N.pt and no step_<n>")
-        return state_weights(found[0]), found[0]
+        return found[0], True
     if checkpoint.endswith((".pt", ".pth")) or checkpoint.startswith(("http://", "https://")):
-        return read_weights(checkpoint), checkpoint
-    return _remote_folder(checkpoint)
+        return checkpoint, False
+    return _in_remote_folder(checkpoint)
 
 
-def check_weights(flag: str, checkpoint: str, config: ModelConfig) -> None:
-    """Whether `open_weights` finds weights of this model. Of a remote checkpoint only whether it is there; it is fetched once.
-
-    Raises:
-        ValueError: naming the flag.
-    """
-    try:
-        if storage.is_remote(checkpoint):
-            if not storage.exists(checkpoint):
-                raise ValueError(f"checkpoint {checkpoint}: no such file")
-            return
-        file, path = open_weights(checkpoint)
-        with torch.device("meta"):
-            model = Transformer(config)
-        load_weights(model, file.state_dict, path)  # into nothing: names and shapes are compared
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{flag}: {error}") from None
-
-
-def _remote_folder(url: str) -> tuple[WeightsFile, str]:
+def _in_remote_folder(url: str) -> tuple[str, bool]:
     """Of a run folder, a checkpoints folder or a run state behind a URL."""
     try:
         files = [stored.url for stored in storage.list_files(url.rstrip("/") + "/")]
@@ -103,12 +111,11 @@ def _remote_folder(url: str) -> tuple[WeightsFile, str]:
         raise ValueError(f"checkpoint {url}: {error}") from None
     epochs = [(int(m[1]), name) for name in files if (m := re.search(r"/epoch_(\d+)\.pt$", name))]
     if epochs:
-        return read_weights(max(epochs)[1]), max(epochs)[1]
+        return max(epochs)[1], False
     states = [(int(m[1]), storage.parent(name)) for name in files if (m := re.search(r"/step_(\d+)/state\.json$", name))]
     if not states:
         raise ValueError(f"checkpoint {url}: the folder holds no epoch_N.pt and no step_<n>")
-    newest = max(states)[1]
-    return state_weights(newest), newest
+    return max(states)[1], True
 
 
 def carried_config(file: WeightsFile, path: str) -> ModelConfig:

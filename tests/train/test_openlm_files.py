@@ -240,6 +240,28 @@ def tensors(bench: Any, name: str, step: int) -> dict[str, torch.Tensor]:
     return read_tensors(bench.folder / f"logs/{name}/checkpoints/step_{step}", "")
 
 
+def test_weights_that_are_not_there_or_of_another_model_are_told_before_the_folder_is_made(
+    bench: Any, main_here: Main, web: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_here("a", "--epochs", "1") == 0
+    config = json.loads((bench.folder / "tiny.json").read_text())
+    (bench.folder / "wide.json").write_text(json.dumps({**config, "hidden_dim": 64}))
+    checkpoints = bench.folder / "logs/a/checkpoints"
+    other = ("--model", str(bench.folder / "wide.json"))
+    for flags, message in (
+        (("--pretrained", f"{checkpoints}/epoch_9.pt"), "epoch_9.pt: no such file"),
+        (("--pretrained", web.url("epoch_9.pt")), "epoch_9.pt: no such file"),
+        ((*other, "--pretrained", f"{checkpoints}/epoch_1.pt"), "belongs to another model"),
+        ((*other, "--pretrained", f"{checkpoints}/step_10"), "belongs to another model"),
+        (("--average", f"{checkpoints}/step_10", f"{checkpoints}/epoch_9.pt"), "epoch_9.pt: no such file"),
+    ):
+        assert main_here("b", *flags, "--train-data", "nothing.tar") == 2
+        error = capsys.readouterr().err
+        assert f"{next(f for f in flags if f in ('--pretrained', '--average'))}: checkpoint " in error and message in error, error
+        assert "nothing.tar" in error
+        assert not (bench.folder / "logs/b").exists()
+
+
 def test_average_starts_from_the_weighted_sum(bench: Any, main_here: Main) -> None:
     assert main_here("a") == 0
     one, two = (str(bench.folder / f"logs/a/checkpoints/epoch_{n}.pt") for n in (1, 3))
