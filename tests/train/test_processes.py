@@ -34,6 +34,16 @@ def test_losses_agree_on_1_2_and_4_processes_over_100_steps(bench: Any) -> None:
         assert bench.metrics(name, "grad_norm") == pytest.approx(bench.metrics("one", "grad_norm"), rel=1e-4)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_openlm_defect_21_compiled_and_sharded_gradients_are_clipped_by_their_global_norm(bench: Any) -> None:
+    ok(bench.run(1, "one", "--grad-clip-norm", "0.05"))
+    ok(bench.run(2, "two", "--grad-clip-norm", "0.05", "--fsdp", "--torchcompile"))
+    norms = bench.metrics("one", "grad_norm")
+    assert min(norms) > 0.05, "nothing was clipped"
+    assert bench.metrics("two", "grad_norm") == pytest.approx(norms, rel=1e-4)
+    assert bench.metrics("two") == pytest.approx(bench.metrics("one"), rel=1e-5)
+
+
 @pytest.mark.parametrize(("processes", "flags"), [(2, ("--accum-freq", "4")), (2, ("--fsdp",)), (4, ("--fsdp", "--accum-freq", "2"))])
 def test_resume_on_the_same_processes_is_bit_equal(bench: Any, processes: int, flags: tuple[str, ...]) -> None:
     ok(bench.run(processes, "whole", "--save-every-steps", "13", *flags))
