@@ -74,11 +74,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     """All figures: seconds of every repeat by kind, bytes, parameters, device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tensors = _state(options.model, device)
-    kinds = {
-        "copy": _copies(tensors, options.repeats, device),
-        **_saves(tensors, options.repeats, device, folder),
-        **_loads(tensors, options.repeats, device, folder),
-    }
+    kinds = {**_saves(tensors, options.repeats, device, folder), **_loads(tensors, options.repeats, device, folder)}
     return {
         "model": options.model,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -125,7 +121,8 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def _copies(tensors: dict[str, Tensor], repeats: int, device: torch.device) -> list[float]:
+def _copier(tensors: dict[str, Tensor], device: torch.device) -> Callable[[], None]:
+    """One copy of the state into host memory that is used again."""
     hosts = [torch.zeros(value.shape, dtype=value.dtype, pin_memory=device.type == "cuda") for value in tensors.values()]
 
     def copy() -> None:
@@ -133,15 +130,19 @@ def _copies(tensors: dict[str, Tensor], repeats: int, device: torch.device) -> l
             host.copy_(value, non_blocking=True)
 
     copy()
-    return [_seconds(copy, device) for _ in range(repeats)]
+    return copy
 
 
 def _saves(tensors: dict[str, Tensor], repeats: int, device: torch.device, folder: Path) -> dict[str, list[float]]:
-    """Each save replaces the one before, so that the disk holds two at most."""
+    """Copies and saves, in turns. Each save replaces the one before, so that the disk holds two at most."""
+    copy = _copier(tensors, device)
     state = RunState(0, 0, 0, 1, {}, {}, {})
     writers = {"sync": StateWriter(str(folder)), "async": StateWriter(str(folder), asynchronous=True)}
-    seconds: dict[str, list[float]] = {"sync": [], "async, the first": [], "async": [], "async, whole": []}
-    for kind in ("async, the first", *("sync", "async") * repeats):
+    seconds: dict[str, list[float]] = {"copy": [], "sync": [], "async, the first": [], "async": [], "async, whole": []}
+    for kind in ("async, the first", *("copy", "sync", "async") * repeats):
+        if kind == "copy":
+            seconds[kind].append(_seconds(copy, device))
+            continue
         writer = writers[kind.split(",")[0]]
         begin = time.perf_counter()
         seconds[kind].append(_seconds(lambda writer=writer: writer.save(tensors, state), device))  # type: ignore[misc]
