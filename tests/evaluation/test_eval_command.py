@@ -30,7 +30,7 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch
         "icl_tasks:\n- {label: hats, dataset_uri: rows.jsonl, num_fewshot: [0, 1], icl_task_type: multiple_choice}\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("open_lm.evaluation.command.choose_device", lambda named: "cpu")
+    monkeypatch.setattr("open_lm.evaluation.models.choose_device", lambda named: "cpu")
     return tmp_path
 
 
@@ -75,12 +75,6 @@ def test_all_problems_of_the_command_line_come_together(folder: Path) -> None:
         parse_eval(["--eval-yaml", "gone.yaml", "--model", "a", "--model-config", "b", "--checkpoint", "no.pt", "--limit", "0"])
     text = "\n".join(error.value.problems)
     assert all(word in text for word in ("gone.yaml", "--model-config b", "--checkpoint no.pt", "--limit 0"))
-
-
-def test_several_processes_are_refused_for_now(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun"):
-        parse_eval([*MODEL, "--checkpoint", "one.pt"])
 
 
 @pytest.mark.slow

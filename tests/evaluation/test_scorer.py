@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_lm.evaluation.icl import Request, Score
-from open_lm.evaluation.scorer import ScorerOptions, plan_batches, score_requests
+from open_lm.evaluation.scorer import ScorerOptions, Shape, group_requests, plan_batches, score_requests
 from open_lm.model.transformer import Transformer
 
 
@@ -63,7 +63,7 @@ def test_bfloat16_is_near_fp32_but_not_equal(model: Transformer) -> None:
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
 def test_batches_hold_every_request_once_within_the_limit(lengths: list[int], batch_tokens: int) -> None:
-    batches = plan_batches(lengths, batch_tokens)
+    batches = plan_batches([Shape(length) for length in lengths], batch_tokens)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens
