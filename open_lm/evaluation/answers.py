@@ -22,7 +22,7 @@ from open_lm.generation import generate
 from open_lm.tokenizer import Tokenizer
 
 _ROOM_FOR_THOUGHT = 10
-_PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation + "‘’´`"})
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
 
 def answer_length(task: Task, rows: Sequence[Row], tokenizer: Tokenizer) -> int:

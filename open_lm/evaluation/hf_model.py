@@ -35,7 +35,9 @@ class HFModel(nn.Module):
         logits = (logits if taken() else logits[positions]).float()
         return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Callable[[list[int]], bool], eot_id: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Callable[[list[int]], bool], eot_id: int
+    ) -> list[list[int]]:
         """Greedy new ids of each prompt, left-padded together, until the end of text (not among them) or where `stop` says so."""
         from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -57,7 +59,7 @@ class HFModel(nn.Module):
 
 
 class _only:
-    """While open, the output head sees the chosen positions alone: [1, n, d] instead of [batch, seq, d], so that whole logits never exist."""
+    """While open, the output head sees the chosen positions alone, [1, n, d] for [batch, seq, d]: whole logits never exist."""
 
     def __init__(self, head: nn.Module | None, positions: Tensor):
         self.head, self.positions, self.seen = head, positions, False
@@ -93,7 +95,7 @@ def load_hf_model(source: str, device: str | torch.device) -> tuple[HFModel, Tok
         raise ValueError(
             f"--hf-model {source}: can't be loaded as a causal language model ({reason}); check name and network, or give a folder"
         ) from None
-    return HFModel(model.to(device).eval()), _tokenizer_of(source)
+    return HFModel(model).to(device).eval(), _tokenizer_of(source)
 
 
 def _tokenizer_of(source: str) -> Tokenizer | None:

@@ -10,20 +10,21 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-import yaml  # noqa: E402
-from llmfoundry.eval.datasets import in_context_learning_evaluation as foundry  # noqa: E402
-from llmfoundry.eval.metrics import nlp  # noqa: E402
-from llmfoundry.utils.builders import build_icl_evaluators  # noqa: E402
+import torch
+import transformers
+import yaml
+from llmfoundry.eval.datasets import in_context_learning_evaluation as foundry
+from llmfoundry.eval.metrics import nlp
+from llmfoundry.utils.builders import build_icl_evaluators
 
-from open_lm.checkpoint.load import load_model  # noqa: E402
+from open_lm.checkpoint.load import load_model
 
 SAID: list[tuple[str, bool]] = []
 
@@ -71,7 +72,7 @@ def judge_generated(batches: list[Any], model: Any, tokenizer: Any) -> Any:
         requests.append([ids.tolist(), len(ids)])
         start, new = len(ids), batch["generation_kwargs"]["max_new_tokens"]
         for _ in range(new):
-            best = model(ids[None])[0, -1].argmax()
+            best = model(ids[None], head=lambda hidden, weight: hidden[0, -1] @ weight.T).argmax()
             ids = torch.cat((ids, best[None]))
             if int(best) == tokenizer.eos_token_id:
                 break

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from open_lm.evaluation.benchmark import load_data_sets, score_tasks
 from open_lm.evaluation.icl import Prompt
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import TaskFile, read_task_file
+from open_lm.generation import generate
 from open_lm.model.transformer import Transformer
 from open_lm.tokenizer import Tokenizer, load_tokenizer
 
@@ -37,12 +39,15 @@ def foundry_python(repo: Path) -> Path:
     return python
 
 
+VOCABULARY = ["the", "a", "cat", "dog", "sat", "on", "and", "was", "naïve", "“red”", "blue,", "of", "men", "東京", "town", "said.", "_x_"]
+
+
 def words(rng: random.Random, n: int) -> str:
-    return " ".join(rng.choice("the a cat dog sat on mat and it was red blue very old of men in town said he".split()) for _ in range(n))
+    return " ".join(rng.choice(VOCABULARY) for _ in range(n))
 
 
-def make_rows(n: int) -> dict[str, list[dict[str, Any]]]:
-    """Rows with odd white space, lengths beyond MAX_SEQ_LEN, and categories."""
+def make_rows(n: int, follow: Callable[[str], str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows with odd white space, lengths beyond MAX_SEQ_LEN, and categories; `follow` says what the model would write next."""
     rng = random.Random(0)
     rows: dict[str, list[dict[str, Any]]] = {"choices": [], "schema": [], "words": [], "answers": [], "thoughts": []}
     for i in range(n):
@@ -51,9 +56,9 @@ def make_rows(n: int) -> dict[str, list[dict[str, Any]]]:
         options = [rng.choice(["", " "]) + words(rng, rng.randint(1, 9)) + rng.choice(["", " "]) for _ in range(4)]
         rows["choices"].append({"query": tail + text + tail, "choices": options, "gold": i % 4, **category})
         rows["schema"].append({"context_options": [text + tail, text[: len(text) // 2]], "continuation": " " + options[0], "gold": i % 2})
-        rows["words"].append({"context": text + tail, "continuation": options[1]})
+        rows["words"].append({"context": text + tail, "continuation": follow(text) if i % 2 else options[1]})
         aliases = [options[2], " The " + words(rng, 1).title() + "!", ["the", "and", "cat"][i % 3]][: 2 + (i % 4 == 0)]
-        answer = {"context": text + tail, "answer": rng.choice([",", ".", "of", "It was"]), "aliases": aliases}
+        answer = {"context": text + tail, "answer": follow(text) if i % 4 == 1 else "It was", "aliases": aliases}
         rows["answers"].append({**answer, **category})
         rows["thoughts"].append({**answer, "chain_of_thought": words(rng, 5) + " "})
     return rows
@@ -71,15 +76,30 @@ icl_tasks:
    continuation_delimiter: "\\nA: ", question_prelimiter: "Q: ", early_stopping_criteria: ["\\n", " and"]}
 - {label: answer_kinds, dataset_uri: answers.jsonl, num_fewshot: [1], icl_task_type: generation_task_with_answers, has_categories: true,
    do_normalization: false}
-- {label: thoughts, dataset_uri: thoughts.jsonl, num_fewshot: [0, 2], icl_task_type: generation_task_with_answers, cot_delimiter: " of "}
+- {label: thoughts, dataset_uri: thoughts.jsonl, num_fewshot: [2], icl_task_type: generation_task_with_answers, cot_delimiter: " of "}
 """
 
 
 @pytest.fixture(scope="module")
-def both(foundry_python: Path, shared: Path, repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TaskFile, dict[str, Any]]:
+def small_lm(shared: Path) -> tuple[Transformer, Tokenizer]:
+    folder = shared / "data/golden/small_lm"
+    model, _ = load_model(folder / "epoch_1.pt", str(folder / "model_config.json"))
+    return model, load_tokenizer(str(shared / "data/tokenizers/20B_tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def both(
+    foundry_python: Path, shared: Path, repo: Path, small_lm: tuple[Transformer, Tokenizer], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TaskFile, dict[str, Any]]:
     """The tasks, and what LLM Foundry makes of each of them."""
     folder = tmp_path_factory.mktemp("tasks")
-    for name, rows in make_rows(12).items():
+    model, tokenizer = small_lm
+
+    def follow(text: str) -> str:
+        (new,) = generate(model, [tokenizer.encode(text)], max_new_tokens=1)
+        return tokenizer.decode(new)
+
+    for name, rows in make_rows(9, follow).items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tasks.yaml").write_text(TASKS)
     golden, peer = shared / "data/golden/small_lm", repo / "tests/evaluation/foundry_peer.py"
@@ -88,13 +108,6 @@ def both(foundry_python: Path, shared: Path, repo: Path, tmp_path_factory: pytes
     done = subprocess.run([str(part) for part in command], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return read_task_file(str(folder / "tasks.yaml")), json.loads((folder / "out.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def small_lm(shared: Path) -> tuple[Transformer, Tokenizer]:
-    folder = shared / "data/golden/small_lm"
-    model, _ = load_model(folder / "epoch_1.pt", str(folder / "model_config.json"))
-    return model, load_tokenizer(str(shared / "data/tokenizers/20B_tokenizer.json"))
 
 
 def spoken(prompt: Prompt) -> list[list[Any]]:
@@ -130,5 +143,6 @@ def test_texts_ids_choices_and_accuracies_equal_llm_foundrys(
                     assert [icl.choice(found) for found in answers] == their["chosen"], data.name
             assert right == [bool(one) for one in their["right"]], data.name
             assert results[data.name].accuracy == pytest.approx(their["accuracy"], abs=1e-6), data.name
-    judged = [one for name in theirs for one in theirs[name]["right"] if name.startswith(("answer", "thoughts"))]
-    assert 0 < sum(judged) < len(judged)
+    for kind in ("choices", "schema", "words", "answer", "thoughts"):
+        judged = [one for name in theirs if name.startswith(kind) for one in theirs[name]["right"]]
+        assert 0 < sum(judged) < len(judged), kind
