@@ -89,13 +89,13 @@ def load_hf_model(source: str, device: str | torch.device) -> tuple[HFModel, Tok
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.float32, low_cpu_mem_usage=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"--hf-model {source}: can't be loaded as a causal language model ({reason}); check name and network, or give a folder"
         ) from None
-    return HFModel(model).to(device).eval(), _tokenizer_of(source)
+    return HFModel(model).to(device).float().eval(), _tokenizer_of(source)
 
 
 def _tokenizer_of(source: str) -> Tokenizer | None:

@@ -90,7 +90,9 @@ def test_the_file_runs_from_its_own_folder(folder: Path, repo: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_scores_of_one(folder: Path, repo: Path) -> None:
-    rows = [{"context": f"a cat saw {i}", "answer": "a", "query": f"a dog {i}", "choices": ["a hat", "a mat"], "gold": i % 2} for i in range(7)]
+    rows = [
+        {"context": f"a cat saw {i}", "answer": "a", "query": f"a dog {i}", "choices": ["a hat", "a mat"], "gold": i % 2} for i in range(7)
+    ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with (folder / "tasks.yaml").open("a") as file:
         file.write("- {label: answers, dataset_uri: rows.jsonl, num_fewshot: [0], icl_task_type: generation_task_with_answers}\n")

@@ -18,10 +18,18 @@ from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow  # to import transformers takes seconds
+WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 SIZES = {
-    "llama": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "llama": {**WIDTHS, "num_hidden_layers": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
-    "gemma2": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    },
 }  # gemma2 caps its logits, gpt2 ties its head
 
 
@@ -79,7 +87,10 @@ def save(folder: Path, tokenizer: Tokenizer) -> None:
 
 def test_the_command_scores_a_folder_of_a_stock_model(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "llama", tokenizer)
-    rows = [{"context": f"a cat saw {i}", "answer": "a hat", "query": f"a cat {i}", "choices": ["a hat", "a mat"], "gold": i % 2} for i in range(6)]
+    rows = [
+        {"context": f"a cat saw {i}", "answer": "a hat", "query": f"a cat {i}", "choices": ["a hat", "a mat"], "gold": i % 2}
+        for i in range(6)
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     tasks = [
         {"label": kind, "dataset_uri": str(tmp_path / "rows.jsonl"), "num_fewshot": [1], "icl_task_type": kind}

@@ -49,7 +49,9 @@ def first_generation(path: Path, config: ModelConfig) -> None:
     (path.parent / "model.json").write_text(json.dumps(config.to_dict()))
 
 
-def test_a_first_generation_dict_with_head_rotary_is_scored(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_first_generation_dict_with_head_rotary_is_scored(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ModelConfig(hidden_dim=64, n_layers=2, n_heads=4, seq_len=64, vocab_size=304, positional_embedding_type="head_rotary")
     first_generation(tmp_path / "epoch_1.pt", config)
     (tmp_path / "tokenizer.json").write_text(tokenizer.json_text)
