@@ -1,19 +1,20 @@
 """Prompts to continuations: greedy, or sampled with temperature, top-k and top-p.
 
-Every step reads the whole sequence again; nothing is kept between steps. Prompts of unequal length stand at the left of the
-batch; causal attention keeps the padding at their right from mattering.
+Keys and values of what was read are kept (`open_lm.model.cache`), so that a step reads one token a prompt. Prompts of unequal length
+stand at the left of the batch, padding at their right, which nothing attends to: each continues as it does alone.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from open_lm.model.cache import KeyValueCache
 from open_lm.model.transformer import Transformer
 
 PAD = 0
@@ -50,33 +51,48 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     eot_id: int | None = None,
+    max_seq_len: int | None = None,
+    stop: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """New ids for each prompt, the prompt itself and the end of text not among them.
 
-    A continuation ends at `max_new_tokens`, at `eot_id`, or where prompt and continuation together fill the model's seq_len.
-    Each prompt draws from a generator of its own, made from (seed, index of the prompt), so that a sample doesn't depend on
-    the other prompts of the batch. `model` should be in eval mode.
+    A continuation ends at `max_new_tokens`, at `eot_id`, where `stop` says so, or where prompt and continuation together fill
+    `max_seq_len`. Each prompt draws from a generator of its own, made from (seed, index of the prompt), so that a sample doesn't
+    depend on the other prompts of the batch. `model` should be in eval mode.
+
+    Args:
+        max_seq_len: default: the model's seq_len.
+        stop: asked after each new id, with all new ids of that prompt.
 
     Raises:
         ValueError: an empty prompt, one that leaves no room in the context, or sampling options out of range.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    sequences = [list(ids) for ids in prompt_ids]
-    _check_prompts(sequences, model.config.seq_len, model.config.vocab_size)
+    prompts = [list(ids) for ids in prompt_ids]
+    limit = max_seq_len or model.config.seq_len
+    _check_prompts(prompts, limit, model.config.vocab_size)
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {max_new_tokens}: give at least 1")
-    generators = [_generator(seed, index) for index in range(len(sequences))]
-    active = list(range(len(sequences)))
-    for _ in range(max_new_tokens):
-        logits = next_logits(model, [sequences[i] for i in active]).cpu()
-        chosen = {i: choose(row, sampling, generators[i]) for i, row in zip(active, logits, strict=True)}
-        active = [i for i in active if chosen[i] != eot_id]
-        for i in active:
-            sequences[i].append(chosen[i])
-        active = [i for i in active if len(sequences[i]) < model.config.seq_len]
-        if not active:
+    generators = [_generator(seed, index) for index in range(len(prompts))]
+    new: list[list[int]] = [[] for _ in prompts]
+    active, cache = list(range(len(prompts))), KeyValueCache()
+    logits = next_logits(model, prompts, cache).cpu()
+    for step in range(max_new_tokens):
+        going = []
+        for row, i in enumerate(active):
+            chosen = choose(logits[row], sampling, generators[i])
+            if chosen == eot_id:
+                continue
+            new[i].append(chosen)
+            if len(prompts[i]) + len(new[i]) < limit and not (stop and stop(new[i])):
+                going.append(row)
+        if not going or step + 1 == max_new_tokens:
             break
-    return [sequence[len(prompt) :] for sequence, prompt in zip(sequences, prompt_ids, strict=True)]
+        if len(going) < len(active):
+            active = [active[row] for row in going]
+            cache.keep_rows(torch.tensor(going, device=next(model.parameters()).device))
+        logits = next_logits(model, [new[i][-1:] for i in active], cache).cpu()
+    return new
 
 
 def _generator(seed: int, index: int) -> torch.Generator:
@@ -97,14 +113,16 @@ def _check_prompts(prompts: Sequence[Sequence[int]], seq_len: int, vocab_size: i
 
 
 @torch.no_grad()
-def next_logits(model: Transformer, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """fp32 logits [batch, vocab] of the token after each sequence; the sequences may differ in length."""
+def next_logits(model: Transformer, sequences: Sequence[Sequence[int]], cache: KeyValueCache | None = None) -> Tensor:
+    """fp32 logits [batch, vocab] of the token after each sequence; the sequences may differ in length and go on from the cache."""
     device = next(model.parameters()).device
     lengths = torch.tensor([len(ids) for ids in sequences], device=device)
     width = int(lengths.max())
     input_ids = torch.tensor([[*ids, *[PAD] * (width - len(ids))] for ids in sequences], dtype=torch.int64, device=device)
     rows = torch.arange(len(sequences), device=device)
-    logits: Tensor = model(input_ids, head=lambda hidden, weight: F.linear(hidden[rows, lengths - 1], weight))
+    if cache is not None:
+        cache.real = torch.arange(width, device=device) < lengths[:, None]
+    logits: Tensor = model(input_ids, head=lambda hidden, weight: F.linear(hidden[rows, lengths - 1], weight), cache=cache)
     return logits.float()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from open_lm.evaluation import icl
+from open_lm.evaluation import answers, icl
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import Task
 from open_lm.tokenizer import Tokenizer
@@ -25,24 +25,45 @@ class Result:
     """Wall time, reading and tokenising included."""
 
 
-def load_questions(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: int | None = None) -> list[icl.Question]:
-    """The questions of a task, or its first `limit`; examples are drawn from the whole data set all the same.
+@dataclass(frozen=True)
+class DataSet:
+    """The questions of a task, or of one of its categories, as token ids."""
+
+    name: str
+    """`<label>/<n>-shot`, with categories `<label>/<n>-shot/<category>`."""
+    questions: list[icl.Question]
+    max_new_tokens: int = 0
+    """Of a generated answer; 0 where none is generated."""
+
+
+def load_data_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: int | None = None) -> list[DataSet]:
+    """The data sets of a task, or the first `limit` questions of each; examples are drawn from the whole data set all the same.
 
     Args:
-        max_seq_len: longest request in tokens, where the task doesn't say.
+        max_seq_len: longest request in tokens, generated ones included, where the task doesn't say.
 
     Raises:
         ValueError: data that can't be read or don't fit, with file and line.
     """
-    rows = icl.read_rows(task)
+    return [_encode(task, *one, tokenizer, max_seq_len, limit) for one in icl.by_category(task, icl.read_rows(task)).items()]
+
+
+def _encode(task: Task, name: str, rows: Sequence[icl.Row], tokenizer: Tokenizer, max_seq_len: int, limit: int | None) -> DataSet:
+    generated = answers.answer_length(task, rows, tokenizer) if task.icl_task_type == "generation_task_with_answers" else 0
     prompts = icl.build_prompts(task, rows)[:limit]
-    return icl.encode_prompts(prompts, tokenizer, task.max_seq_len or max_seq_len, task.name)
+    room = (task.max_seq_len or max_seq_len) - generated
+    if room < 1:
+        raise ValueError(f"{name}: max_seq_len {task.max_seq_len or max_seq_len}: no room for an answer of {generated} tokens; raise it")
+    return DataSet(name, icl.encode_prompts(prompts, tokenizer, room, name), generated)
 
 
-def grade(task: Task, questions: Sequence[icl.Question], model: nn.Module, options: ScorerOptions) -> list[bool]:
+def grade(task: Task, data: DataSet, model: nn.Module, tokenizer: Tokenizer, options: ScorerOptions) -> list[bool]:
     """Whether each question is answered rightly."""
-    scores = iter(score_requests(model, [request for question in questions for request in question.requests], options))
-    return [icl.is_right(task, question, [next(scores) for _ in question.requests]) for question in questions]
+    if data.max_new_tokens:
+        texts = answers.generate_answers(model, tokenizer, task, data.questions, data.max_new_tokens, options)
+        return [answers.is_right_answer(task, text, one.aliases) for text, one in zip(texts, data.questions, strict=True)]
+    scores = iter(score_requests(model, [request for question in data.questions for request in question.requests], options))
+    return [icl.is_right(task, question, [next(scores) for _ in question.requests]) for question in data.questions]
 
 
 def score_tasks(
@@ -55,12 +76,14 @@ def score_tasks(
     limit: int | None = None,
     report: Callable[[str, Result], None] = lambda name, result: None,
 ) -> dict[str, Result]:
-    """Results by task name, in the order of the tasks; `report` hears of each as it is ready."""
+    """Results by name of the data set, in the order of the tasks; `report` hears of each as it is ready."""
     results: dict[str, Result] = {}
     for task in tasks:
         start = time.perf_counter()
-        questions = load_questions(task, tokenizer, max_seq_len, limit)
-        right = grade(task, questions, model, options)
-        results[task.name] = Result(sum(right) / len(right), len(right), time.perf_counter() - start)
-        report(task.name, results[task.name])
+        for data in load_data_sets(task, tokenizer, max_seq_len, limit):
+            right = grade(task, data, model, tokenizer, options)
+            now = time.perf_counter()
+            results[data.name] = Result(sum(right) / len(right), len(right), now - start)
+            report(data.name, results[data.name])
+            start = now
     return results

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from open_lm import storage
-from open_lm.device import choose_device
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.fields import UserError, parse_topics
 
 if TYPE_CHECKING:
     from open_lm.evaluation.benchmark import Result
+    from open_lm.evaluation.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class EvalParams:
 
     checkpoint: tuple[str, ...] = ()
     """Checkpoints to score: epoch_N.pt files or run folders."""
+    hf_model: tuple[str, ...] = ()
+    """Causal models of Hugging Face transformers to score, by name or folder; after the checkpoints."""
     eval_yaml: str | None = None
     """YAML of tasks in LLM Foundry's layout."""
     model_config: str | None = None
@@ -65,12 +66,16 @@ def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile]:
 
 def _problems(params: EvalParams) -> list[str]:
     problems = []
-    if not params.checkpoint:
-        problems.append("--checkpoint: give one or more checkpoints")
+    if not params.checkpoint and not params.hf_model:
+        problems.append("--checkpoint: give one or more checkpoints, or models with --hf-model")
     if not params.eval_yaml:
         problems.append("--eval-yaml: give a YAML of tasks, such as in_memory_hf_eval.yaml")
     if params.model and params.model_config:
         problems.append(f"--model {params.model} and --model-config {params.model_config}: give one of the two")
+    names = [*params.checkpoint, *params.hf_model]
+    for name in dict.fromkeys(names):
+        if params.hf_model.count(name) and names.count(name) > 1:
+            problems.append(f"--hf-model {name}: given twice; results are kept by name")
     for name in dict.fromkeys(params.checkpoint):
         if params.checkpoint.count(name) > 1:
             problems.append(f"--checkpoint {name}: given twice; results are kept by name")
@@ -83,47 +88,52 @@ def _problems(params: EvalParams) -> list[str]:
     ):
         if value is not None and value < least:
             problems.append(f"{option} {value}: give at least {least}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("torchrun with several processes: not built yet for evaluation; run the command with python alone")
     return problems
 
 
 def run_eval(argv: Sequence[str] | None = None) -> None:
-    """Score, print the table, write the JSON. Progress goes to stderr. Raises ValueError for what the user can mend."""
+    """Score, print the table, write the JSON. Progress goes to stderr. Raises ValueError for what the user can mend.
+
+    Under torchrun every process scores its share of the questions, and the first one speaks and writes.
+    """
     params, file = parse_eval(argv)
+    from open_lm.evaluation.processes import join_processes
     from open_lm.evaluation.table import markdown_table, write_results
 
+    processes = join_processes()
     results: dict[str, dict[str, Result]] = {}
-    for checkpoint in params.checkpoint:
-        results[checkpoint] = _score_checkpoint(checkpoint, params, file)
-        if params.out:  # after each, so that a failure in the next keeps what there is
+    for name in (*params.checkpoint, *params.hf_model):
+        results[name] = _score_model(name, params, file, processes)
+        if params.out and processes.rank == 0:  # after each, so that a failure in the next keeps what there is
             write_results(results, params.out)
-    print(markdown_table(results))
+    if processes.rank == 0:
+        print(markdown_table(results))
 
 
-def _score_checkpoint(checkpoint: str, params: EvalParams, file: TaskFile) -> dict[str, Result]:
-    from open_lm.checkpoint.load import load_model
+def _score_model(name: str, params: EvalParams, file: TaskFile, processes: Processes) -> dict[str, Result]:
     from open_lm.evaluation.benchmark import score_tasks
+    from open_lm.evaluation.models import open_model
     from open_lm.evaluation.scorer import ScorerOptions
-    from open_lm.tokenizer import choose_tokenizer
 
-    model, carried = load_model(checkpoint, params.model_config or params.model, choose_device(params.device))
-    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
-    _say(f"{checkpoint}: tokenizer {tokenizer.name}")
+    opened = open_model(
+        name, hf=name in params.hf_model, config=params.model_config or params.model, tokenizer=params.tokenizer, device=params.device
+    )
+    _say(f"{name}: tokenizer {opened.tokenizer.name}", processes)
 
-    def report(name: str, result: Result) -> None:
-        _say(f"{checkpoint}: {name}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)")
+    def report(task: str, result: Result) -> None:
+        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)", processes)
 
     return score_tasks(
-        model.float(),
-        tokenizer,
+        opened.model,
+        opened.tokenizer,
         file.tasks,
-        max_seq_len=params.max_seq_len or file.max_seq_len or model.config.seq_len,
-        options=ScorerOptions(params.batch_tokens, params.precision or file.precision),
+        max_seq_len=params.max_seq_len or file.max_seq_len or opened.seq_len,
+        options=ScorerOptions(params.batch_tokens, params.precision or file.precision, processes),
         limit=params.limit,
         report=report,
     )
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _say(line: str, processes: Processes) -> None:
+    if processes.rank == 0:
+        print(line, file=sys.stderr, flush=True)

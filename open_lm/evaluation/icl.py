@@ -8,7 +8,9 @@ a score there:
 - preamble (prompt string and examples), context and continuation are tokenised apart; special tokens go to the preamble only;
 - a context is right-stripped before that; a schema's contexts are not, only their delimiter is, and only after a preamble;
 - a continuation gets a leading space where the tokenizer has a token for " a";
-- too long a request loses tokens at its left end.
+- too long a request loses tokens at its left end;
+- a generation task's answers come after a chain of thought where the rows have one; `open_lm.evaluation.answers` says how they are made
+  and judged.
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ Row = Mapping[str, Any]
 class Prompt:
     """One question as text: request j reads `preamble`, `contexts[j]`, and is scored on `continuations[j]`.
 
-    Multiple choice has one context and differing continuations, a schema the reverse, language modelling one of each.
+    Multiple choice has one context and differing continuations, a schema the reverse, language modelling one of each; a generation task
+    has one context, and its right answers in place of continuations.
     """
 
     preamble: str
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
     gold: int
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Question:
-    """The requests of one question and the index of the right one (0 in language modelling)."""
+    """The requests of one question and the index of the right one (0 in language modelling).
+
+    A generation task has one request, all of it context, and the right answers.
+    """
 
     requests: tuple[Request, ...]
     gold: int
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,17 @@ def read_rows(task: Task) -> list[Row]:
             rows.append(_read_row(line, task, f"{task.dataset_uri} line {number}"))
     if not rows:
         raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: holds no row")
+    if task.icl_task_type == "generation_task_with_answers" and len({"chain_of_thought" in row for row in rows}) > 1:
+        raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: some rows have a 'chain_of_thought' and some none; give it to all")
     return rows
+
+
+def by_category(task: Task, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The data sets of a task by name: one, or with categories one for each, in the order of their names."""
+    if not task.has_categories:
+        return {task.name: list(rows)}
+    names = sorted({row["category"] for row in rows})
+    return {f"{task.name}/{name}": [row for row in rows if row["category"] == name] for name in names}
 
 
 def _read_row(line: str, task: Task, where: str) -> Row:
@@ -96,8 +114,9 @@ def _read_row(line: str, task: Task, where: str) -> Row:
         "multiple_choice": (("query",), "choices"),
         "schema": (("continuation",), "context_options"),
         "language_modeling": (("context", "continuation"), None),
+        "generation_task_with_answers": (("context", "answer"), None),
     }[task.icl_task_type]
-    for key in texts:
+    for key in (*texts, *(("category",) if task.has_categories else ())):
         if not isinstance(row.get(key), str):
             raise ValueError(f"{where}: a {task.icl_task_type} row needs text under {key!r}")
     if options is not None:
@@ -106,7 +125,22 @@ def _read_row(line: str, task: Task, where: str) -> Row:
             raise ValueError(f"{where}: a {task.icl_task_type} row needs a list of texts under {options!r}")
         if not isinstance(gold, int) or not 0 <= gold < len(values):
             raise ValueError(f"{where}: 'gold' must be an index into {options!r}, not {gold!r}")
-    return {key: value.strip() if isinstance(value, str) else value for key, value in row.items()}
+    more = _read_answers(row, task, where) if task.icl_task_type == "generation_task_with_answers" else {}
+    stripped = {key: value.strip() if isinstance(value, str) and key != "category" else value for key, value in row.items()}
+    return {**stripped, **more}
+
+
+def _read_answers(row: Row, task: Task, where: str) -> Row:
+    """`aliases`: the right answers; `responses`: each as a model would write it. Not stripped, as LLM Foundry measures them."""
+    aliases = row.get("aliases") or []
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        raise ValueError(f"{where}: 'aliases' must be a list of texts, not {aliases!r}")
+    thought = row.get("chain_of_thought", "")
+    if not isinstance(thought, str):
+        raise ValueError(f"{where}: 'chain_of_thought' must be text, not {thought!r}")
+    answers = list(dict.fromkeys([row["answer"], *aliases]))
+    before = f"{thought}{task.cot_delimiter}" if "chain_of_thought" in row else ""
+    return {"aliases": answers, "responses": [before + answer for answer in answers]}
 
 
 def few_shot_rows(n_rows: int, n_shots: int, question: int, rng: random.Random) -> set[int]:
@@ -127,7 +161,12 @@ def few_shot_rows(n_rows: int, n_shots: int, question: int, rng: random.Random) 
 def build_prompts(task: Task, rows: Sequence[Row]) -> list[Prompt]:
     """The prompts of all rows, in order (the draws of a row depend on the rows before it)."""
     rng = random.Random(task.fewshot_random_seed)
-    build = {"multiple_choice": _multiple_choice, "schema": _schema, "language_modeling": _language_modeling}[task.icl_task_type]
+    build = {
+        "multiple_choice": _multiple_choice,
+        "schema": _schema,
+        "language_modeling": _language_modeling,
+        "generation_task_with_answers": _generation,
+    }[task.icl_task_type]
     return [build(task, _preamble(task, rows, index, rng), row) for index, row in enumerate(rows)]
 
 
@@ -147,6 +186,9 @@ def _example(task: Task, row: Row, after: str) -> str:
         return f"{task.question_prelimiter}{delimiter}{context}{task.continuation_delimiter}{answer}"
     if task.icl_task_type == "multiple_choice":
         context, answer = row["query"], row["choices"][row["gold"]]
+    elif task.icl_task_type == "generation_task_with_answers":
+        thought = f"{row['chain_of_thought']}{task.cot_delimiter}" if "chain_of_thought" in row else ""
+        context, answer = row["context"], thought + row["answer"]
     else:
         context, answer = row["context"], row["continuation"]
     return f"{delimiter}{task.question_prelimiter}{context}{task.continuation_delimiter}{answer}"
@@ -165,6 +207,10 @@ def _language_modeling(task: Task, preamble: str, row: Row) -> Prompt:
     return Prompt(preamble, (_open_question(task, preamble, row["context"]),), (row["continuation"],), 0)
 
 
+def _generation(task: Task, preamble: str, row: Row) -> Prompt:
+    return Prompt(preamble, (_open_question(task, preamble, row["context"]),), (), 0, tuple(row["aliases"]))
+
+
 def _schema(task: Task, preamble: str, row: Row) -> Prompt:
     before, behind = (task.example_delimiter, task.continuation_delimiter.rstrip()) if preamble else ("", "")
     contexts = tuple(f"{task.question_prelimiter}{before}{option}{behind}" for option in row["context_options"])
@@ -172,7 +218,7 @@ def _schema(task: Task, preamble: str, row: Row) -> Prompt:
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer, max_seq_len: int, where: str) -> list[Question]:
-    """Prompts as token ids, each request at most `max_seq_len` long.
+    """Prompts as token ids, each request at most `max_seq_len` long (a generation task's less what is to be generated).
 
     Raises:
         ValueError: a continuation that leaves no room for any context; `where` names the task in it.
@@ -185,9 +231,9 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer, max_seq_len:
     for number, (prompt, preamble) in enumerate(zip(prompts, preambles, strict=True), 1):
         before = [preamble + next(contexts) for _ in prompt.contexts]
         after = [next(continuations) for _ in prompt.continuations]
-        pairs = [(b, a) for b in before for a in after]  # one of the two has length 1
+        pairs = [(b, a) for b in before for a in after or [[]]]  # one of the two has length 1
         requests = tuple(_request(b, a, max_seq_len, f"{where}: question {number}") for b, a in pairs)
-        questions.append(Question(requests, prompt.gold))
+        questions.append(Question(requests, prompt.gold, prompt.aliases))
     return questions
 
 

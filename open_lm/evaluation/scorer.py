@@ -1,20 +1,27 @@
 """Requests through the model: perplexity of the continuation and whether it is the greedy one.
 
-Requests are sorted by length and batched by padded tokens, so that little is padding; the hidden states of continuation tokens
-alone go through the output head. Padding stands at the right, where causal attention keeps it from mattering.
+Neighbours in the list that begin alike (the choices of one question) are a group: what they share is read once, and each goes on from
+its keys and values. Groups are sorted by length and batched by padded tokens, so that little is padding; the hidden states that predict
+continuation tokens alone go through the output head. Padding stands at the right, where causal attention keeps it from mattering.
+With several processes each scores its share of the batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.icl import Request, Score
 from open_lm.evaluation.precision import Precision, autocast
+from open_lm.evaluation.processes import Processes
+from open_lm.model.cache import KeyValueCache
 from open_lm.model.head import token_losses
+from open_lm.model.transformer import Transformer
 
 PAD = 0
 
@@ -24,63 +31,148 @@ class ScorerOptions:
     """How requests are run; none of it changes a score but the precision."""
 
     batch_tokens: int = 16384
-    """Padded tokens of a batch; one request is always taken, however long."""
+    """Padded tokens of a batch; one group is always taken, however long."""
     precision: Precision = "fp32"
+    processes: Processes = field(default_factory=Processes)
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of requests, longest first, in batches of at most `batch_tokens` padded tokens (or one request)."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+class Shape(NamedTuple):
+    """Tokens that a group reads: `prefix` once, then up to `branch` in each of `rows`."""
+
+    prefix: int
+    rows: int = 1
+    branch: int = 0
+
+
+class Group(NamedTuple):
+    """Requests (indices) whose first `prefix` ids are the same; the last id of a request predicts nothing and is read by none."""
+
+    prefix: int
+    members: list[int]
+
+
+def group_requests(requests: Sequence[Request], share: bool) -> list[Group]:
+    """Groups of neighbours that share half of their ids or more; every request alone without `share`."""
+    groups: list[Group] = []
+    for index, request in enumerate(requests):
+        read = request.input_ids[:-1]
+        if share and groups:
+            prefix, members = groups[-1]
+            common = _common(requests[members[0]].input_ids[:prefix], read)
+            if common and 2 * common >= max(len(read), *(len(requests[i].input_ids) - 1 for i in members)):
+                groups[-1] = Group(common, [*members, index])
+                continue
+        groups.append(Group(len(read), [index]))
+    return groups
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many ids the two have in common at their beginning."""
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def plan_batches(shapes: Sequence[Shape], batch_tokens: int) -> list[list[int]]:
+    """Indices of shapes, longest first, in batches of at most `batch_tokens` padded tokens, prefixes and branches each (or one shape)."""
+    order = sorted(range(len(shapes)), key=lambda index: (-shapes[index].prefix, -shapes[index].branch, index))
     batches: list[list[int]] = []
+    rows = branch = 0
     for index in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+        shape = shapes[index]
+        rows, branch = rows + shape.rows, max(branch, shape.branch)
+        if batches and max((len(batches[-1]) + 1) * shapes[batches[-1][0]].prefix, rows * branch) <= batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])
+            rows, branch = shape.rows, shape.branch
     return batches
 
 
 def score_requests(model: nn.Module, requests: Sequence[Request], options: ScorerOptions) -> list[Score]:
     """Scores in the order of the requests. `model` is left as it is and should be in eval mode."""
-    scores: list[Score | None] = [None] * len(requests)
-    for batch in plan_batches([len(request.input_ids) for request in requests], options.batch_tokens):
-        for index, score in zip(batch, _score_batch(model, [requests[i] for i in batch], options.precision), strict=True):
-            scores[index] = score
-    return [score for score in scores if score is not None]
+    groups = group_requests(requests, share=isinstance(model, Transformer))
+    shapes = [Shape(g.prefix, len(g.members), max(len(requests[i].input_ids) - 1 - g.prefix for i in g.members)) for g in groups]
+    found: dict[int, Score] = {}
+    for batch in options.processes.share(plan_batches(shapes, options.batch_tokens)):
+        found.update(_score_batch(model, requests, [groups[i] for i in batch], options.precision))
+    scores = options.processes.merge(found)
+    return [scores[index] for index in range(len(requests))]
 
 
 @torch.no_grad()
-def _score_batch(model: nn.Module, requests: Sequence[Request], precision: Precision) -> list[Score]:
+def _score_batch(model: nn.Module, requests: Sequence[Request], groups: Sequence[Group], precision: Precision) -> dict[int, Score]:
     device = next(model.parameters()).device
-    input_ids, positions, targets, owners = (tensor.to(device) for tensor in _pack(requests))
+    members = [index for group in groups for index in group.members]
+    prefixes, branches = _passes(requests, groups)
+    cache = None
+    if branches.width:
+        cache = KeyValueCache()
+        lengths = torch.tensor([group.prefix for group in groups], device=device)
+        cache.real = torch.arange(prefixes.width, device=device) < lengths[:, None]
+    with autocast(device, precision):
+        parts = [_run(model, prefixes, device, cache)]
+        if cache is not None:
+            rows = torch.tensor([row for row, group in enumerate(groups) for _ in group.members], device=device)
+            parts.append(_run(model, branches, device, cache.branches(rows)))
+    owners, losses, correct = (torch.cat(column) for column in zip(*parts, strict=True))
+    zeros = torch.zeros(len(members), dtype=torch.float32, device=device)
+    counts = torch.bincount(owners, minlength=len(members))
+    perplexity = torch.exp(zeros.index_add(0, owners, losses.float()) / counts)
+    wrong = zeros.index_add(0, owners, (~correct).float())
+    return {index: Score(p, w == 0) for index, p, w in zip(members, perplexity.tolist(), wrong.tolist(), strict=True)}
+
+
+@dataclass
+class _Pass:
+    """One pass of the model: rows of ids, and for each of n continuation tokens the row and place that predict it, its id, its request."""
+
+    rows: list[list[int]]
+    width: int
+    places: list[tuple[int, int]] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+
+    def predict(self, row: int, place: int, target: int, owner: int) -> None:
+        self.places.append((row, place))
+        self.targets.append(target)
+        self.owners.append(owner)
+
+
+def _passes(requests: Sequence[Request], groups: Sequence[Group]) -> tuple[_Pass, _Pass]:
+    """What is read once for each group, and what once for each request."""
+    firsts = [requests[group.members[0]].input_ids[: group.prefix] for group in groups]
+    prefixes = _Pass(firsts, max(1, *map(len, firsts)))
+    rests = [requests[index].input_ids[group.prefix : -1] for group in groups for index in group.members]
+    branches = _Pass(rests, max(map(len, rests)))
+    owner = 0
+    for row, group in enumerate(groups):
+        for index in group.members:
+            request = requests[index]
+            for place in range(request.start - 1, len(request.input_ids) - 1):
+                target = request.input_ids[place + 1]
+                if place < group.prefix:
+                    prefixes.predict(row, place, target, owner)
+                else:
+                    branches.predict(owner, place - group.prefix, target, owner)
+            owner += 1
+    return prefixes, branches
+
+
+def _run(model: nn.Module, one: _Pass, device: torch.device, cache: KeyValueCache | None) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of n continuation tokens: its request [n], loss [n] and whether it is the first choice [n]."""
+    input_ids = torch.full((len(one.rows), one.width), PAD, dtype=torch.int64)
+    for row, ids in enumerate(one.rows):
+        input_ids[row, : len(ids)] = _int64(ids)
+    input_ids = input_ids.to(device)
+    positions = _int64([row * one.width + place for row, place in one.places]).to(device)
+    targets, owners = _int64(one.targets).to(device), _int64(one.owners).to(device)
+    if isinstance(model, HFModel):
+        return owners, *model.token_losses(input_ids, positions, targets)
 
     def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return token_losses(hidden.flatten(0, 1)[positions], weight, targets)
 
-    with autocast(device, precision):
-        losses, correct = model(input_ids, head=head)
-    zeros = torch.zeros(len(requests), dtype=torch.float32, device=device)
-    counts = torch.bincount(owners, minlength=len(requests))
-    perplexity = torch.exp(zeros.index_add(0, owners, losses.float()) / counts)
-    wrong = zeros.index_add(0, owners, (~correct).float())
-    return [Score(p, w == 0) for p, w in zip(perplexity.tolist(), wrong.tolist(), strict=True)]
-
-
-def _pack(requests: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Right-padded ids [b, longest]; and for each of the n continuation tokens the flat position that predicts it, its id, its request."""
-    # The last token of a request predicts nothing, so it need not be read.
-    width = max(1, *(len(request.input_ids) - 1 for request in requests))
-    input_ids = torch.full((len(requests), width), PAD, dtype=torch.int64)
-    positions: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
-    for row, request in enumerate(requests):
-        ids = request.input_ids
-        input_ids[row, : len(ids) - 1] = _int64(ids[:-1])
-        positions += [row * width + place - 1 for place in range(request.start, len(ids))]
-        targets += ids[request.start :]
-        owners += [row] * (len(ids) - request.start)
-    return input_ids, _int64(positions), _int64(targets), _int64(owners)
+    more = {} if cache is None else {"cache": cache}  # a wrapped model may not know of one
+    return owners, *model(input_ids, head=head, **more)
 
 
 def _int64(values: list[int]) -> Tensor:

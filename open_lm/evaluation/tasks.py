@@ -7,6 +7,7 @@ and `precision`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -15,14 +16,16 @@ from open_lm import storage
 from open_lm.evaluation.precision import FOUNDRY_NAMES, Precision
 from open_lm.params.fields import UserError, nearest
 
-TaskType = Literal["multiple_choice", "schema", "language_modeling"]
+TaskType = Literal["multiple_choice", "schema", "language_modeling", "generation_task_with_answers"]
 
 METRICS: dict[str, str] = {
     "multiple_choice": "InContextLearningMultipleChoiceAccuracy",
     "schema": "InContextLearningMultipleChoiceAccuracy",
     "language_modeling": "InContextLearningLMAccuracy",
+    "generation_task_with_answers": "InContextLearningGenerationExactMatchAccuracy",
 }
-LATER_TYPES = ("generation_task_with_answers", "question_answering", "code_evaluation")
+OLD_NAMES: dict[str, TaskType] = {"question_answering": "generation_task_with_answers"}
+OLD_METRICS = {"InContextLearningQAAccuracy": "InContextLearningGenerationExactMatchAccuracy"}
 _DEFAULTS: dict[str, Any] = {
     "continuation_delimiter": " ",
     "example_delimiter": "\n",
@@ -30,12 +33,16 @@ _DEFAULTS: dict[str, Any] = {
     "question_prelimiter": "",
     "fewshot_random_seed": 1234,
     "max_seq_len": None,
+    "has_categories": False,
+    "cot_delimiter": "",
+    "early_stopping_criteria": (),
+    "do_normalization": True,
 }
 _REQUIRED = ("label", "dataset_uri", "num_fewshot", "icl_task_type")
-# Keys of LLM Foundry that change nothing in the three task types scored here.
+# Keys of LLM Foundry that change nothing in the task types scored here, or that have a check of their own.
 _MOOT = (
-    "metric_names", "batch_size", "pass_at_k", "num_beams", "generations_per_sample", "generation_kwargs", "cot_delimiter",
-    "early_stopping_criteria", "do_normalization", "hf_parsing_map", "hf_loading_vars", "has_categories",
+    "metric_names", "batch_size", "pass_at_k", "num_beams", "generations_per_sample", "generation_kwargs", "hf_parsing_map",
+    "hf_loading_vars", "prelimiter",
 )  # fmt: skip
 
 
@@ -57,7 +64,15 @@ class Task:
     """Before every question, those of examples included."""
     fewshot_random_seed: int = 1234
     max_seq_len: int | None = None
-    """Longest request in tokens; None leaves it to the file, and then to the model."""
+    """Longest request in tokens, generated ones included; None leaves it to the file, and then to the model."""
+    has_categories: bool = False
+    """Each value of the rows' `category` is a data set of its own, with its own examples and its own score."""
+    cot_delimiter: str = ""
+    """Between a chain of thought and the answer, in examples and in what is generated."""
+    early_stopping_criteria: tuple[str, ...] = ()
+    """What ends a generated answer; regular expressions when it is cut, as in LLM Foundry."""
+    do_normalization: bool = True
+    """Whether generated answers are compared without case, punctuation and articles."""
 
     @property
     def name(self) -> str:
@@ -133,6 +148,7 @@ def _parse_entry(entry: object, where: str) -> tuple[list[Task], list[str]]:
     if missing:
         return [], [*problems, f"{where}: lacks {', '.join(missing)}"]
     problems += _unsupported(entry, where)
+    entry = {**entry, "question_prelimiter": entry["prelimiter"]} if entry.get("prelimiter") is not None else entry
     values = {key: entry[key] if entry.get(key) is not None else default for key, default in _DEFAULTS.items()}
     problems += _mistyped(values, where)
     shots = entry["num_fewshot"] if isinstance(entry["num_fewshot"], list) else [entry["num_fewshot"]]
@@ -140,23 +156,27 @@ def _parse_entry(entry: object, where: str) -> tuple[list[Task], list[str]]:
         problems.append(f"{where}: num_fewshot {entry['num_fewshot']}: give whole numbers, such as [0, 10]")
     if problems:
         return [], problems
-    task_type = cast(TaskType, entry["icl_task_type"])
+    values["early_stopping_criteria"] = tuple(values["early_stopping_criteria"])
+    task_type = cast(TaskType, OLD_NAMES.get(entry["icl_task_type"], entry["icl_task_type"]))
     return [Task(str(entry["label"]), str(entry["dataset_uri"]), task_type, num_fewshot=n, **values) for n in shots], []
 
 
 def _unsupported(entry: Mapping[Any, Any], where: str) -> list[str]:
     """What LLM Foundry can do and this scorer can't yet."""
     kind = str(entry["icl_task_type"])
-    if kind in LATER_TYPES:
-        return [f"{where}: icl_task_type {kind} is not built yet; leave the task out"]
+    kind = OLD_NAMES.get(kind, kind)
+    if kind == "code_evaluation":
+        return [f"{where}: icl_task_type {kind} would run what a model wrote, so it is not scored here; leave the task out"]
     if kind not in METRICS:
         return [f"{where}: icl_task_type {kind}: choose one of {', '.join(METRICS)}.{nearest(kind, METRICS)}"]
     problems = []
-    if entry.get("has_categories"):
-        problems.append(f"{where}: has_categories is not built yet; leave the task out")
+    if entry.get("prelimiter") is not None and entry.get("question_prelimiter") is not None:
+        problems.append(f"{where}: prelimiter and question_prelimiter: two names of one thing, give one of them")
+    if kind == "generation_task_with_answers" and entry.get("generation_kwargs"):
+        problems.append(f"{where}: generation_kwargs {entry['generation_kwargs']}: answers are generated greedily; leave the key out")
     if str(entry["dataset_uri"]).startswith("hf://"):
         problems.append(f"{where}: dataset_uri {entry['dataset_uri']}: hf:// is not built yet; give a jsonl file")
-    names = entry.get("metric_names")
+    names = [OLD_METRICS.get(name, name) for name in entry.get("metric_names") or ()]
     if names and METRICS[kind] not in names:
         problems.append(f"{where}: metric_names {names}: only {METRICS[kind]} is computed for {kind}")
     return problems
@@ -170,9 +190,23 @@ def _mistyped(values: Mapping[str, Any], where: str) -> list[str]:
             problems.append(f"{where}: {key} {value!r}: give text in quotes")
         elif key == "fewshot_random_seed" and not _is_count(value, 0):
             problems.append(f"{where}: {key} {value!r}: give a whole number")
+        elif isinstance(default, bool) and not isinstance(value, bool):
+            problems.append(f"{where}: {key} {value!r}: give true or false")
+        elif key == "early_stopping_criteria":
+            problems += _unusable_stops(value, where)
         elif key == "max_seq_len" and value is not None and not _is_count(value, 2):
             problems.append(f"{where}: {key} {value!r}: give a whole number of at least 2")
     return problems
+
+
+def _unusable_stops(value: object, where: str) -> list[str]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) and text for text in value):
+        return [f"{where}: early_stopping_criteria {value!r}: give a list of texts in quotes"]
+    try:
+        re.compile("|".join(value))
+    except re.error as error:
+        return [f"{where}: early_stopping_criteria {value!r}: LLM Foundry takes them as regular expressions, and this is none: {error}"]
+    return []
 
 
 def _locate(tasks: list[Task], url: str) -> tuple[list[Task], list[str]]:

@@ -13,13 +13,16 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from open_lm.model.cache import KeyValueCache
 from open_lm.model.config import ModelConfig
 from open_lm.model.norms import make_norm
 from open_lm.model.rotary import SavedFrequencies, Table, rotate
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """q [batch, seq, heads, k], k and v [batch, seq, kv_heads, k], mask None (causal) or bool [batch, 1, seq, seq] that is True where a query
-sees a key, to [batch, seq, heads, k]; scale 1/sqrt(k)."""
+sees a key (with a cache [batch, 1, seq, keys], the keys then being longer than the queries), to [batch, seq, heads, k]; scale 1/sqrt(k)."""
+Past = tuple[KeyValueCache, int]
+"""A cache and the layer's place in it."""
 KernelName = Literal["auto", "torch_attn", "xformers_attn"]
 
 
@@ -37,8 +40,9 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """xformers' memory-efficient attention, without documents; keys and values are repeated for grouped queries."""
-    assert mask is None, "--document-mask is refused with --attn-name xformers_attn"
+    """xformers' memory-efficient attention; keys and values are repeated for grouped queries. With a mask (a cache has one) PyTorch's."""
+    if mask is not None:
+        return torch_attention(q, k, v, mask)
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     repeat = q.shape[2] // k.shape[2]
@@ -73,8 +77,8 @@ class Attention(nn.Module):
             self.k_norm = make_norm(config.model_norm, self.widths[1], config.norm_eps)
         self.qk_norm = config.qk_norm
 
-    def forward(self, x: Tensor, table: Table | None, mask: Tensor | None = None) -> Tensor:
-        """x: [batch, seq, d]; mask: as the kernel takes it."""
+    def forward(self, x: Tensor, table: Table | None, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
+        """x: [batch, seq, d]; mask: as the kernel takes it, over the keys of `past` and of x."""
         batch, seq, _ = x.shape
         q, k, v = self.in_proj(x).split(self.widths, dim=-1)
         if self.qk_norm:
@@ -83,5 +87,8 @@ class Attention(nn.Module):
         k, v = (t.view(batch, seq, self.kv_heads, self.head_dim) for t in (k, v))
         if table is not None:
             q, k = rotate(q, table, self.positions), rotate(k, table, self.positions)
+        if past is not None:
+            cache, layer = past
+            k, v = cache.extend(layer, k.to(v.dtype), v)
         out = self.kernel(q.to(v.dtype), k.to(v.dtype), v, mask)
         return self.out_proj(out.reshape(batch, seq, self.widths[0]))

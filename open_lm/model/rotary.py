@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from open_lm.model.config import Positions
 
 Table = tuple[Tensor, Tensor]
-"""Cosines and sines, each [index, k/2] fp32."""
+"""Cosines and sines, each [index, k/2] or, where positions differ by row, [batch, seq, k/2]; fp32."""
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
@@ -25,10 +25,10 @@ def rotary_table(indices: Tensor, head_dim: int, theta: float) -> Table:
     """Cosines and sines for some indices. Always fp32: bf16 frequencies are wrong from about position 256 on.
 
     Args:
-        indices: [n], positions or head numbers.
+        indices: [n], positions or head numbers; or positions [batch, seq].
     """
     with torch.autocast(indices.device.type, enabled=False):
-        angles = torch.outer(indices.float(), inverse_frequencies(head_dim, theta).to(indices.device))
+        angles = indices.float()[..., None] * inverse_frequencies(head_dim, theta).to(indices.device)
         return angles.cos(), angles.sin()
 
 
@@ -52,12 +52,12 @@ def rotate(x: Tensor, table: Table, kind: Positions) -> Tensor:
 
     Args:
         x: [batch, seq, heads, k].
-        table: for positions [seq, k/2], for head_rotary [heads, k/2].
+        table: for positions [seq, k/2] or [batch, seq, k/2], for head_rotary [heads, k/2].
 
     Returns:
         Like x; computed in fp32.
     """
-    cos, sin = (t[None, None] if kind == "head_rotary" else t[None, :, None] for t in table)
+    cos, sin = (t if kind == "head_rotary" else t[..., None, :] for t in table)
     wide = x.float()
     if kind == "llama_rotary":
         even, odd = wide[..., 0::2], wide[..., 1::2]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from open_lm.model.attention import Attention, Kernel, document_mask, torch_attention
+from open_lm.model.attention import Attention, Kernel, Past, document_mask, torch_attention
+from open_lm.model.cache import KeyValueCache
 from open_lm.model.config import ModelConfig
 from open_lm.model.feed_forward import make_feed_forward
 from open_lm.model.norms import LayerNorm, RMSNorm, make_norm
@@ -41,9 +42,9 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config.model_norm, config.hidden_dim, config.norm_eps)
         self.ffn_norm = make_norm(config.model_norm, config.hidden_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, table: Table | None, mask: Tensor | None = None) -> Tensor:
-        """x: [batch, seq, d]; mask: of the attention, None for a causal one."""
-        x = x + self.attention(self.attention_norm(x), table, mask)
+    def forward(self, x: Tensor, table: Table | None, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
+        """x: [batch, seq, d]; mask: of the attention, None for a causal one; past: what stands before x."""
+        x = x + self.attention(self.attention_norm(x), table, mask, past)
         return x + self.feed_forward(self.ffn_norm(x))
 
     def init_matrices(self, index: int) -> None:
@@ -73,7 +74,9 @@ class Transformer(nn.Module):
             self.tok_embeddings.weight = self.output.weight
         self.grad_checkpointing = False
 
-    def forward(self, input_ids: Tensor, head: Head | None = None, document_ids: Tensor | None = None) -> Any:
+    def forward(
+        self, input_ids: Tensor, head: Head | None = None, document_ids: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Any:
         """Logits, or whatever `head` makes of the hidden states.
 
         Args:
@@ -81,33 +84,37 @@ class Transformer(nn.Module):
             document_ids: [batch, seq] integers; a position attends to those of its row with the same one. None: the row is one document.
                 Positions are counted from the start of the row; rotary ones act by their distance, so that a document gets the
                 same logits, up to rounding, wherever in a row it lies.
+            cache: what was read before; the ids go on from there and are added to it. Not together with `document_ids`.
 
         Returns:
             fp32 logits [batch, seq, vocab]; with `head`, its result.
         """
-        hidden = self.hidden_states(input_ids, document_ids)
+        hidden = self.hidden_states(input_ids, document_ids, cache)
         return self.output(hidden).float() if head is None else head(hidden, self.output.weight)
 
-    def hidden_states(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def hidden_states(self, input_ids: Tensor, document_ids: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """[batch, seq] int64 to [batch, seq, d], after the final norm."""
         x = self.tok_embeddings(input_ids)
         if self.config.post_embed_norm:
             x = self.post_embed_norm(x)
-        table = self._table(input_ids)
-        mask = None if document_ids is None else document_mask(document_ids)
-        for block in self.layers:
+        positions, mask = (torch.arange(input_ids.shape[1], device=input_ids.device), None) if cache is None else cache.begin(input_ids)
+        table = self._table(positions)
+        if document_ids is not None:
+            mask = document_mask(document_ids)
+        for index, block in enumerate(self.layers):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, table, mask, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, table, mask)
+                x = block(x, table, mask, None if cache is None else (cache, index))
         return self.norm(x)
 
-    def _table(self, input_ids: Tensor) -> Table | None:
+    def _table(self, positions: Tensor) -> Table | None:
         config = self.config
         if config.positional_embedding_type == "none":
             return None
-        length = config.n_heads if config.positional_embedding_type == "head_rotary" else input_ids.shape[1]
-        return rotary_table(torch.arange(length, device=input_ids.device), config.head_dim, config.rope_theta)
+        if config.positional_embedding_type == "head_rotary":
+            positions = torch.arange(config.n_heads, device=positions.device)
+        return rotary_table(positions, config.head_dim, config.rope_theta)
 
     @torch.no_grad()
     def init_buffers(self) -> None:

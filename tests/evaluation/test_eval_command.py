@@ -30,7 +30,7 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch
         "icl_tasks:\n- {label: hats, dataset_uri: rows.jsonl, num_fewshot: [0, 1], icl_task_type: multiple_choice}\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("open_lm.evaluation.command.choose_device", lambda named: "cpu")
+    monkeypatch.setattr("open_lm.evaluation.models.choose_device", lambda named: "cpu")
     return tmp_path
 
 
@@ -77,12 +77,6 @@ def test_all_problems_of_the_command_line_come_together(folder: Path) -> None:
     assert all(word in text for word in ("gone.yaml", "--model-config b", "--checkpoint no.pt", "--limit 0"))
 
 
-def test_several_processes_are_refused_for_now(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun"):
-        parse_eval([*MODEL, "--checkpoint", "one.pt"])
-
-
 @pytest.mark.slow
 def test_the_file_runs_from_its_own_folder(folder: Path, repo: Path) -> None:
     command = [sys.executable, "eval_openlm_ckpt.py", "--eval-yaml", str(folder / "tasks.yaml"), "--checkpoint", str(folder / "one.pt")]
@@ -92,3 +86,23 @@ def test_the_file_runs_from_its_own_folder(folder: Path, repo: Path) -> None:
     assert "| hats/0-shot |" in done.stdout
     wrong = subprocess.run([*command, "--model", "open_lm_1bb"], cwd=repo / "eval", capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and "open_lm_1b" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(folder: Path, repo: Path) -> None:
+    rows = [
+        {"context": f"a cat saw {i}", "answer": "a", "query": f"a dog {i}", "choices": ["a hat", "a mat"], "gold": i % 2} for i in range(7)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with (folder / "tasks.yaml").open("a") as file:
+        file.write("- {label: answers, dataset_uri: rows.jsonl, num_fewshot: [0], icl_task_type: generation_task_with_answers}\n")
+    arguments = [*MODEL, "--checkpoint", "one.pt", "--tokenizer", "tokenizer", "--device", "cpu", "--batch-tokens", "40"]
+    run_eval([*arguments, "--out", "alone.json"])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, str(repo / "eval/eval_openlm_ckpt.py"), *arguments, "--out", "both.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| hats/0-shot") == 1  # the first process alone speaks
+    alone, both = (json.loads((folder / name).read_text())["one.pt"] for name in ("alone.json", "both.json"))
+    scores = [{name: (one["accuracy"], one["questions"]) for name, one in found.items()} for found in (alone, both)]
+    assert scores[0] == scores[1] and list(alone) == list(both)

@@ -90,9 +90,12 @@ def test_all_problems_come_together(data: Path) -> None:
     [
         ({"continuation_delimeter": "x"}, ("continuation_delimeter", "Did you mean continuation_delimiter?", "words")),
         ({"icl_task_type": "multiple_choise"}, ("multiple_choise", "Did you mean multiple_choice?")),
-        ({"icl_task_type": "generation_task_with_answers"}, ("not built yet", "words", "generation_task_with_answers")),
-        ({"icl_task_type": "question_answering"}, ("not built yet", "words")),
-        ({"has_categories": True}, ("not built yet", "words", "has_categories")),
+        ({"icl_task_type": "code_evaluation"}, ("code_evaluation", "words")),
+        ({"icl_task_type": "question_answering", "generation_kwargs": {"num_beams": 2}}, ("generation_kwargs", "words")),
+        ({"has_categories": "yes"}, ("has_categories", "true or false", "words")),
+        ({"early_stopping_criteria": "stop"}, ("early_stopping_criteria", "words")),
+        ({"early_stopping_criteria": ["("]}, ("early_stopping_criteria", "regular expression")),
+        ({"prelimiter": "Q", "question_prelimiter": "Q"}, ("prelimiter", "one of them")),
         ({"dataset_uri": "hf://squad"}, ("hf://", "words")),
         ({"num_fewshot": ["ten"]}, ("num_fewshot", "ten")),
         ({"prompt_string": 5}, ("prompt_string", "5")),
@@ -104,6 +107,15 @@ def test_all_problems_come_together(data: Path) -> None:
 def test_wrong_entries_are_named(data: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
     text = problem(entry(**changes))
     assert "\n" not in text and all(word in text for word in words), text
+
+
+def test_the_keys_of_generated_answers_and_categories_are_kept_and_old_names_known(data: Path) -> None:
+    given = {"cot_delimiter": "####", "do_normalization": False, "has_categories": True}
+    old = {"icl_task_type": "question_answering", "metric_names": ["InContextLearningQAAccuracy"], "prelimiter": "Q: "}
+    (task,) = parse(entry(early_stopping_criteria=["\n\n", "Q:"], **given, **old)).tasks
+    assert all(getattr(task, key) == value for key, value in given.items())
+    assert (task.icl_task_type, task.question_prelimiter) == ("generation_task_with_answers", "Q: ")
+    assert task.early_stopping_criteria == ("\n\n", "Q:")
 
 
 def test_two_tasks_of_one_name_are_refused(data: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_lm.evaluation.icl import Request, Score
-from open_lm.evaluation.scorer import ScorerOptions, plan_batches, score_requests
+from open_lm.evaluation.scorer import ScorerOptions, Shape, group_requests, plan_batches, score_requests
 from open_lm.model.transformer import Transformer
 
 
@@ -38,6 +38,47 @@ def test_scores_equal_the_plain_models_in_the_order_of_the_requests(model: Trans
         assert score.perplexity == pytest.approx(plain_score(model, request).perplexity, rel=1e-4)
 
 
+def branching_requests(n: int) -> list[Request]:
+    """Questions of several choices after one context; some choices of one token, some equal, some contexts short."""
+    rng = random.Random(1)
+    requests = []
+    for _ in range(n):
+        context = [rng.randrange(300) for _ in range(rng.randint(1, 30))]
+        choices = [[rng.randrange(9) for _ in range(rng.choice([1, 1, 2, 5]))] for _ in range(rng.randint(1, 5))]
+        requests += [Request(context + choice, len(context)) for choice in choices]
+    return requests
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_choices_after_a_shared_context_score_as_they_do_alone(model: Transformer, batch_tokens: int) -> None:
+    requests = branching_requests(12)
+    assert any(len(group.members) > 1 for group in group_requests(requests, share=True))
+    for score, request in zip(score_requests(model, requests, ScorerOptions(batch_tokens)), requests, strict=True):
+        plain = plain_score(model, request)
+        assert score.perplexity == pytest.approx(plain.perplexity, rel=1e-4)
+        assert score.greedy == plain.greedy
+
+
+def test_a_shared_context_is_read_once(model: Transformer) -> None:
+    read = []
+    handle = model.tok_embeddings.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))
+    context = list(range(30))
+    score_requests(model, [Request([*context, a, b], 30) for a, b in ((7, 8), (9, 8), (9, 4))], ScorerOptions())
+    score_requests(model, [Request([*context, a], 30) for a in range(4)], ScorerOptions())
+    handle.remove()
+    assert read == [(1, 30), (3, 1), (1, 30)]  # answers of one token need no second pass
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), max_size=20), st.booleans())
+def test_groups_hold_every_request_once_and_begin_alike(rows: list[list[int]], share: bool) -> None:
+    requests = [Request(ids, 1) for ids in rows]
+    groups = group_requests(requests, share)
+    assert [index for group in groups for index in group.members] == list(range(len(rows)))
+    for prefix, members in groups:
+        assert len(members) == 1 or (share and prefix > 0)
+        assert all(rows[i][:-1][:prefix] == rows[members[0]][:prefix] for i in members)
+
+
 def test_greedy_means_that_every_token_is_the_first_choice(model: Transformer) -> None:
     from open_lm.generation import generate
 
@@ -61,9 +102,12 @@ def test_bfloat16_is_near_fp32_but_not_equal(model: Transformer) -> None:
         assert math.log(a.perplexity) == pytest.approx(math.log(b.perplexity), abs=0.5)
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
-def test_batches_hold_every_request_once_within_the_limit(lengths: list[int], batch_tokens: int) -> None:
-    batches = plan_batches(lengths, batch_tokens)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 5), st.integers(0, 30)), max_size=40), st.integers(1, 200))
+def test_batches_hold_every_shape_once_within_the_limit(values: list[tuple[int, int, int]], batch_tokens: int) -> None:
+    shapes = [Shape(*value) for value in values]
+    batches = plan_batches(shapes, batch_tokens)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(shapes)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens
+        ours = [shapes[i] for i in batch]
+        prefixes, branches = len(ours) * max(s.prefix for s in ours), sum(s.rows for s in ours) * max(s.branch for s in ours)
+        assert len(batch) == 1 or max(prefixes, branches) <= batch_tokens

@@ -53,7 +53,7 @@ def test_rotary_depends_on_distance_only_and_head_rotary_on_the_head() -> None:
 def test_rotary_frequencies_stay_fp32_in_a_bf16_model() -> None:
     """compat.md 6 (25)."""
     model = tiny().to(torch.bfloat16)
-    table = model._table(IDS)
+    table = model._table(torch.arange(IDS.shape[1]))
     assert table is not None
     assert table[0].dtype == torch.float32
     expected = math.cos(11 * 10_000 ** (-2 / 4))

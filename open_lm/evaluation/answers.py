@@ -1,0 +1,85 @@
+"""Generated answers: how long they may be, how they are made, and when they are right; LLM Foundry 0.22's semantics.
+
+The model continues greedily until its end of text, a stop string, or as many new tokens as the longest right answer of the data set has
+(10 more with a chain of thought's delimiter). The text is cut at the first stop string and behind the last delimiter; it is right when,
+both sides normalised, it begins with one of the right answers.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from open_lm.evaluation.hf_model import HFModel
+from open_lm.evaluation.icl import Question, Row
+from open_lm.evaluation.precision import autocast
+from open_lm.evaluation.scorer import ScorerOptions, Shape, plan_batches
+from open_lm.evaluation.tasks import Task
+from open_lm.generation import generate
+from open_lm.tokenizer import Tokenizer
+
+_ROOM_FOR_THOUGHT = 10
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
+
+
+def answer_length(task: Task, rows: Sequence[Row], tokenizer: Tokenizer) -> int:
+    """Most new tokens of an answer: the longest right one as the tokenizer writes it, special tokens included."""
+    responses = [text for row in rows for text in row["responses"]]
+    longest = max(map(len, tokenizer.encode_batch(responses, special_tokens=True)))
+    return max(1, longest + (_ROOM_FOR_THOUGHT if task.cot_delimiter else 0))
+
+
+def generate_answers(
+    model: nn.Module, tokenizer: Tokenizer, task: Task, questions: Sequence[Question], max_new_tokens: int, options: ScorerOptions
+) -> list[str]:
+    """What the model answers, in the order of the questions."""
+    prompts = [question.requests[0].input_ids for question in questions]
+    stop = _stops(task, tokenizer)
+    batches = plan_batches([Shape(len(ids) + max_new_tokens) for ids in prompts], options.batch_tokens)
+    device = next(model.parameters()).device
+    found: dict[int, str] = {}
+    for batch in options.processes.share(batches):
+        ids = [prompts[i] for i in batch]
+        with autocast(device, options.precision):
+            if isinstance(model, HFModel):
+                new = model.generate(ids, max_new_tokens, stop, tokenizer.eot_id)
+            else:
+                room = max(map(len, ids)) + max_new_tokens
+                new = generate(
+                    model, ids, max_new_tokens=max_new_tokens, eot_id=tokenizer.eot_id, max_seq_len=room, stop=stop  # type: ignore[arg-type]
+                )  # fmt: skip
+        found.update({i: tokenizer.decode(row, skip_special_tokens=True) for i, row in zip(batch, new, strict=True)})
+    merged = options.processes.merge(found)
+    return [merged[index] for index in range(len(questions))]
+
+
+def _stops(task: Task, tokenizer: Tokenizer) -> Callable[[list[int]], bool]:
+    """Whether what was generated so far holds a stop string; nothing behind it counts."""
+    marks = task.early_stopping_criteria
+    if not marks:
+        return lambda ids: False
+
+    def stop(ids: list[int]) -> bool:
+        text = tokenizer.decode(ids)
+        return any(mark in text for mark in marks)
+
+    return stop
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation and English articles, single spaces."""
+    words = re.sub(r"\b(a|an|the)\b", " ", text.replace("_", " ").lower().translate(_PUNCTUATION))
+    return " ".join(words.split())
+
+
+def is_right_answer(task: Task, text: str, aliases: Sequence[str]) -> bool:
+    """Whether a generated text answers a question rightly."""
+    if task.early_stopping_criteria:
+        text = re.split("|".join(task.early_stopping_criteria), text)[0]
+    if task.cot_delimiter:
+        text = text.split(task.cot_delimiter)[-1]
+    clean = normalise if task.do_normalization else str.strip
+    return clean(text).startswith(tuple(clean(alias) for alias in aliases))
