@@ -1,4 +1,8 @@
-"""The work behind `eval/eval_openlm_ckpt.py`: options, checkpoints one after the other, a table."""
+"""The work behind `eval/eval_openlm_ckpt.py`: options, a backend, checkpoints one after the other, a table.
+
+Backends: `native` scores in this environment; `llm-foundry` on LLM Foundry's own evaluators, here where they are installed, else by
+the same command in the environment that has them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from open_lm import storage
 from open_lm.device import choose_device
+from open_lm.evaluation.foundry import environment
+from open_lm.evaluation.foundry.entries import FoundryFile, read_entries
 from open_lm.evaluation.precision import Precision
+from open_lm.evaluation.published import PUBLISHED, reference
+from open_lm.evaluation.table_files import check_ending
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.fields import UserError, parse_topics
 
@@ -23,7 +31,7 @@ class EvalParams:
     """evaluation"""
 
     checkpoint: tuple[str, ...] = ()
-    """Checkpoints to score: epoch_N.pt files or run folders."""
+    """Checkpoints to score: epoch_N.pt files, step_<n> folders, run folders or bare state dicts; local or behind URLs."""
     eval_yaml: str | None = None
     """YAML of tasks in LLM Foundry's layout."""
     model_config: str | None = None
@@ -32,8 +40,14 @@ class EvalParams:
     """Named size of the checkpoints, in place of --model-config."""
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the checkpoint's own, else OpenLM's."""
-    out: str | None = None
-    """Write the results to this JSON file."""
+    backend: Literal["auto", "native", "llm-foundry"] = "auto"
+    """What scores: OpenLM itself (native), or LLM Foundry's evaluators in their environment. auto: llm-foundry inside it, else native."""
+    build_env: bool = False
+    """Build LLM Foundry's environment first where it isn't there (about 7 GB)."""
+    out: tuple[str, ...] = ()
+    """Write the table to these files; the ending says how: .json (what compare.py reads), .csv, .md, .png."""
+    reference: tuple[str, ...] = ()
+    """Columns of published numbers beside the checkpoints: OpenLM-1B, OpenLM-7B, LLaMA-7B, MPT-7B."""
     limit: int | None = None
     """Score the first so many questions of each task only."""
     max_seq_len: int | None = None
@@ -43,18 +57,31 @@ class EvalParams:
     precision: Precision | None = None
     """Arithmetic of the model. Default: the YAML's, else fp32."""
     batch_tokens: int = 16384
-    """Tokens of a batch, padding included."""
+    """Tokens of a batch, padding included; of the native backend (LLM Foundry's is the YAML's device_eval_batch_size)."""
+    cut: bool = True
+    """With llm-foundry, pad to the longest request of a batch; --no-cut pads to max_seq_len as LLM Foundry does, for the same scores."""
 
 
-def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile]:
-    """Checked options and tasks. Raises UserError with every problem of the command line and of the tasks."""
+Backend = Literal["native", "llm-foundry"]
+
+
+def choose_backend(named: str) -> Backend:
+    """The named one; for auto llm-foundry where it is installed."""
+    if named == "auto":
+        return "llm-foundry" if environment.inside() else "native"
+    return "native" if named == "native" else "llm-foundry"
+
+
+def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | FoundryFile]:
+    """Checked options and tasks, as the backend takes them. Raises UserError with every problem of the command line and of the tasks."""
     values, _ = parse_topics((EvalParams,), argv, prog="eval_openlm_ckpt.py", description="Score checkpoints on benchmark tasks.")
     params: EvalParams = values[EvalParams]
     problems = _problems(params)
-    tasks = None
+    tasks: TaskFile | FoundryFile | None = None
     if params.eval_yaml:
         try:
-            tasks = read_task_file(params.eval_yaml)
+            foundry = choose_backend(params.backend) == "llm-foundry"
+            tasks = read_entries(params.eval_yaml) if foundry else read_task_file(params.eval_yaml)
         except UserError as error:
             problems += error.problems
     if problems:
@@ -83,22 +110,76 @@ def _problems(params: EvalParams) -> list[str]:
     ):
         if value is not None and value < least:
             problems.append(f"{option} {value}: give at least {least}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("torchrun with several processes: not built yet for evaluation; run the command with python alone")
+    for name in params.out:
+        try:
+            check_ending(name)
+        except ValueError as error:
+            problems.append(str(error))
+    for name in params.reference:
+        try:
+            reference(name)
+        except ValueError as error:
+            problems.append(str(error))
+    native = choose_backend(params.backend) == "native"
+    if native and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("torchrun with several processes: --backend llm-foundry takes them, native not yet; run it with python alone")
     return problems
 
 
-def run_eval(argv: Sequence[str] | None = None) -> None:
-    """Score, print the table, write the JSON. Progress goes to stderr. Raises ValueError for what the user can mend."""
-    params, file = parse_eval(argv)
-    from open_lm.evaluation.table import markdown_table, write_results
+def run_eval(argv: Sequence[str] | None = None) -> int:
+    """Score, print the table, write the files; 0, or the exit status of the command in LLM Foundry's environment.
 
+    Progress goes to stderr. Raises ValueError for what the user can mend.
+    """
+    params, file = parse_eval(argv)
+    if choose_backend(params.backend) == "llm-foundry" and not environment.inside():
+        python = environment.build() if params.build_env else environment.find_python()
+        if python is None:
+            raise ValueError(environment.missing())
+        _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
+        return environment.run_there(python, sys.argv[1:] if argv is None else argv)
+    from open_lm.evaluation.table import markdown_table
+    from open_lm.evaluation.table_files import write_table
+
+    _say(f"backend {choose_backend(params.backend)}")
+    references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
     results: dict[str, dict[str, Result]] = {}
     for checkpoint in params.checkpoint:
-        results[checkpoint] = _score_checkpoint(checkpoint, params, file)
-        if params.out:  # after each, so that a failure in the next keeps what there is
-            write_results(results, params.out)
-    print(markdown_table(results))
+        score = _score_with_foundry if isinstance(file, FoundryFile) else _score_checkpoint
+        results[checkpoint] = score(checkpoint, params, file)  # type: ignore[arg-type]
+        for name in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
+            write_table(results, name, references)
+    if _is_first():
+        print(markdown_table(results, references))
+    return 0
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _score_with_foundry(checkpoint: str, params: EvalParams, file: FoundryFile) -> dict[str, Result]:
+    from open_lm.checkpoint.load import load_model
+    from open_lm.evaluation.foundry.bridge import BridgeOptions, score_entries
+    from open_lm.tokenizer import choose_tokenizer
+
+    model, carried = load_model(checkpoint, params.model_config or params.model)
+    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
+    _say(f"{checkpoint}: tokenizer {tokenizer.name}")
+    options = BridgeOptions(
+        max_seq_len=params.max_seq_len or file.max_seq_len or model.config.seq_len,
+        precision=params.precision or file.precision,
+        device=choose_device(params.device),
+        limit=params.limit,
+        cut=params.cut,
+    )
+
+    def report(name: str, result: Result, longest: int) -> None:
+        size = f"longest request {longest} tokens, {result.seconds:.1f} s"
+        _say(f"{checkpoint}: {name}: {result.accuracy:.4f} ({result.questions} questions, {size})")
+
+    return score_entries(model.float(), tokenizer, file, options, report)
 
 
 def _score_checkpoint(checkpoint: str, params: EvalParams, file: TaskFile) -> dict[str, Result]:
@@ -126,4 +207,5 @@ def _score_checkpoint(checkpoint: str, params: EvalParams, file: TaskFile) -> di
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if _is_first():
+        print(line, file=sys.stderr, flush=True)
