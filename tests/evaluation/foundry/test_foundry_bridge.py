@@ -154,11 +154,13 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, repo: Path, model:
     (tmp_path / "tasks.yaml").write_text(json.dumps({"max_seq_len": 60, "device_eval_batch_size": 4, "icl_tasks": tasks}))
     command = [str(repo / "eval/eval_openlm_ckpt.py"), "--eval-yaml", "tasks.yaml", "--checkpoint", "one.pt"]
     command += ["--model-config", "model.json", "--tokenizer", "tokenizer.json", "--device", "cpu", "--out"]
-    scores = []
-    for name, before in (("one.json", []), ("two.json", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
-        done = subprocess.run([sys.executable, *before, *command, name], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "backend llm-foundry" in done.stderr and done.stdout.count("| schema/0-shot") == 1
-        content = json.loads((tmp_path / name).read_text())["one.pt"]
-        scores.append({task: (r["accuracy"], r["questions"]) for task, r in content.items()})
-    assert scores[0] == scores[1] and len(scores[0]) == 12
+    alone = score_entries(model, tokenizer, file_of(*tasks), BridgeOptions(60))
+    before = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([sys.executable, *before, *command, "two.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "backend llm-foundry" in done.stderr and done.stdout.count("| schema/0-shot") == 1
+    content = json.loads((tmp_path / "two.json").read_text())["one.pt"]
+    assert {task: (r["accuracy"], r["questions"]) for task, r in content.items()} == {
+        n: (r.accuracy, r.questions) for n, r in alone.items()
+    }
+    assert len(content) == 12
