@@ -6,11 +6,12 @@ the same command in the environment that has them.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from open_lm import storage
 from open_lm.device import choose_device
@@ -24,6 +25,10 @@ from open_lm.params.fields import UserError, parse_topics
 
 if TYPE_CHECKING:
     from open_lm.evaluation.benchmark import Result
+
+
+HarnessTasks = tuple[str, ...]
+"""Names of lm-evaluation-harness's tasks."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,15 @@ class EvalParams:
     """Named size of the checkpoints, in place of --model-config."""
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the checkpoint's own, else OpenLM's."""
-    backend: Literal["auto", "native", "llm-foundry"] = "auto"
-    """What scores: OpenLM itself (native), or LLM Foundry's evaluators in their environment. auto: llm-foundry inside it, else native."""
+    backend: Literal["auto", "native", "llm-foundry", "lm-eval"] = "auto"
+    """What scores: OpenLM itself (native), LLM Foundry's evaluators in their environment, or lm-evaluation-harness's own tasks (--tasks).
+    auto: lm-eval with --tasks, else llm-foundry inside its environment, else native."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness by name, such as hellaswag,arc_easy, in place of --eval-yaml."""
+    include_path: str | None = None
+    """Folder with task YAMLs of lm-evaluation-harness's kind, for --tasks."""
+    num_fewshot: int | None = None
+    """Examples before each question, for --tasks. Default: the task's own number."""
     build_env: bool = False
     """Build LLM Foundry's environment first where it isn't there (about 7 GB)."""
     out: tuple[str, ...] = ()
@@ -62,25 +74,31 @@ class EvalParams:
     """With llm-foundry, pad to the longest request of a batch; --no-cut pads to max_seq_len as LLM Foundry does, for the same scores."""
 
 
-Backend = Literal["native", "llm-foundry"]
+Backend = Literal["native", "llm-foundry", "lm-eval"]
 
 
-def choose_backend(named: str) -> Backend:
-    """The named one; for auto llm-foundry where it is installed."""
+def choose_backend(named: str, harness_tasks: bool = False) -> Backend:
+    """The named one; for auto that of the tasks, else llm-foundry where it is installed."""
+    if named == "auto" and harness_tasks:
+        return "lm-eval"
     if named == "auto":
         return "llm-foundry" if environment.inside() else "native"
-    return "native" if named == "native" else "llm-foundry"
+    assert named in ("native", "llm-foundry", "lm-eval")
+    return cast(Backend, named)
 
 
-def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | FoundryFile]:
+def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | FoundryFile | HarnessTasks]:
     """Checked options and tasks, as the backend takes them. Raises UserError with every problem of the command line and of the tasks."""
     values, _ = parse_topics((EvalParams,), argv, prog="eval_openlm_ckpt.py", description="Score checkpoints on benchmark tasks.")
     params: EvalParams = values[EvalParams]
     problems = _problems(params)
-    tasks: TaskFile | FoundryFile | None = None
-    if params.eval_yaml:
+    tasks: TaskFile | FoundryFile | HarnessTasks | None = None
+    backend = choose_backend(params.backend, bool(params.tasks))
+    if backend == "lm-eval":
+        tasks = tuple(name for text in params.tasks for name in text.split(",") if name)
+    elif params.eval_yaml:
         try:
-            foundry = choose_backend(params.backend) == "llm-foundry"
+            foundry = backend == "llm-foundry"
             tasks = read_entries(params.eval_yaml) if foundry else read_task_file(params.eval_yaml)
         except UserError as error:
             problems += error.problems
@@ -94,8 +112,7 @@ def _problems(params: EvalParams) -> list[str]:
     problems = []
     if not params.checkpoint:
         problems.append("--checkpoint: give one or more checkpoints")
-    if not params.eval_yaml:
-        problems.append("--eval-yaml: give a YAML of tasks, such as in_memory_hf_eval.yaml")
+    problems += _task_problems(params)
     if params.model and params.model_config:
         problems.append(f"--model {params.model} and --model-config {params.model_config}: give one of the two")
     for name in dict.fromkeys(params.checkpoint):
@@ -120,9 +137,25 @@ def _problems(params: EvalParams) -> list[str]:
             reference(name)
         except ValueError as error:
             problems.append(str(error))
-    native = choose_backend(params.backend) == "native"
-    if native and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("torchrun with several processes: --backend llm-foundry takes them, native not yet; run it with python alone")
+    backend = choose_backend(params.backend, bool(params.tasks))
+    if backend != "llm-foundry" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append(f"torchrun with several processes: --backend llm-foundry takes them, {backend} not yet; run it with python alone")
+    return problems
+
+
+def _task_problems(params: EvalParams) -> list[str]:
+    if choose_backend(params.backend, bool(params.tasks)) != "lm-eval":
+        problems = [] if params.eval_yaml else ["--eval-yaml: give a YAML of tasks, such as in_memory_hf_eval.yaml"]
+        if params.tasks:
+            problems.append(f"--tasks {' '.join(params.tasks)}: are lm-eval's; leave --backend {params.backend} out")
+        return problems
+    problems = [] if params.tasks else ["--tasks: give names of lm-evaluation-harness's tasks, such as hellaswag,arc_easy"]
+    if params.eval_yaml:
+        problems.append(f"--eval-yaml {params.eval_yaml}: goes with the other backends; --tasks names those of lm-eval")
+    if params.num_fewshot is not None and params.num_fewshot < 0:
+        problems.append(f"--num-fewshot {params.num_fewshot}: give at least 0")
+    if importlib.util.find_spec("lm_eval") is None:
+        problems.append("--backend lm-eval: lm-evaluation-harness is not installed; pip install 'lm-eval>=0.4.9' (extra [eval])")
     return problems
 
 
@@ -132,7 +165,8 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     Progress goes to stderr. Raises ValueError for what the user can mend.
     """
     params, file = parse_eval(argv)
-    if choose_backend(params.backend) == "llm-foundry" and not environment.inside():
+    backend = choose_backend(params.backend, bool(params.tasks))
+    if backend == "llm-foundry" and not environment.inside():
         python = environment.build() if params.build_env else environment.find_python()
         if python is None:
             raise ValueError(environment.missing())
@@ -141,12 +175,16 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     from open_lm.evaluation.table import markdown_table
     from open_lm.evaluation.table_files import write_table
 
-    _say(f"backend {choose_backend(params.backend)}")
+    _say(f"backend {backend}")
     references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
     results: dict[str, dict[str, Result]] = {}
     for checkpoint in params.checkpoint:
-        score = _score_with_foundry if isinstance(file, FoundryFile) else _score_checkpoint
-        results[checkpoint] = score(checkpoint, params, file)  # type: ignore[arg-type]
+        if isinstance(file, FoundryFile):
+            results[checkpoint] = _score_with_foundry(checkpoint, params, file)
+        elif isinstance(file, TaskFile):
+            results[checkpoint] = _score_checkpoint(checkpoint, params, file)
+        else:
+            results[checkpoint] = _score_with_harness(checkpoint, params, file)
         for name in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
             write_table(results, name, references)
     if _is_first():
@@ -203,6 +241,26 @@ def _score_checkpoint(checkpoint: str, params: EvalParams, file: TaskFile) -> di
         options=ScorerOptions(params.batch_tokens, params.precision or file.precision),
         limit=params.limit,
         report=report,
+    )
+
+
+def _score_with_harness(checkpoint: str, params: EvalParams, tasks: HarnessTasks) -> dict[str, Result]:
+    from open_lm.checkpoint.load import load_model
+    from open_lm.evaluation.lm_eval_backend import score_harness_tasks
+    from open_lm.evaluation.scorer import ScorerOptions
+    from open_lm.tokenizer import choose_tokenizer
+
+    model, carried = load_model(checkpoint, params.model_config or params.model, choose_device(params.device))
+    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
+    _say(f"{checkpoint}: tokenizer {tokenizer.name}")
+    return score_harness_tasks(
+        model.float(),
+        tokenizer,
+        tasks,
+        ScorerOptions(params.batch_tokens, params.precision or "fp32"),
+        include_path=params.include_path,
+        num_fewshot=params.num_fewshot,
+        limit=params.limit,
     )
 
 
