@@ -3,6 +3,7 @@
 
 cd eval
 python eval_openlm_ckpt.py --eval-yaml in_memory_hf_eval.yaml --model open_lm_1b --checkpoint epoch_1.pt --out results.json
+python eval_openlm_ckpt.py --backend llm-foundry --build-env ...  # the same on LLM Foundry's own evaluators
 """
 
 import sys
@@ -14,13 +15,12 @@ from open_lm.evaluation.command import run_eval  # noqa: E402
 
 
 def main() -> int:
-    """Exit status 0, or 2 with the problems on stderr."""
+    """Exit status 0, or 2 with the problems on stderr; with another backend's environment, the status there."""
     try:
-        run_eval()
+        return run_eval()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

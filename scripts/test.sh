@@ -15,9 +15,9 @@ echo "== format, lint, types"
 "$bin/mypy"
 
 if [ -z "$fast" ]; then
-  echo "== golden models and trace under LLM Foundry's torch"
+  echo "== golden models and trace under LLM Foundry's torch, and its evaluators on our models"
   foundry=$(scripts/setup.sh foundry | tail -n 1)
-  "$foundry" -m pytest -p no:cacheprovider tests/parity tests/model
+  "$foundry" -m pytest -p no:cacheprovider tests/parity tests/model tests/evaluation/foundry
 fi
 
 echo "== tests"

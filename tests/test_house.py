@@ -52,7 +52,7 @@ def test_light_modules_import_nothing_heavy(repo: Path, module: str) -> None:
             "datapreprocess/make_tasks.py",
         ),
         *("eval/eval_openlm_ckpt.py", "scripts/generate.py", "scripts/report.py", "scripts/inspect_batch.py", "scripts/data_report.py"),
-        "scripts/convert_checkpoint.py",
+        *("scripts/convert_checkpoint.py", "eval/compare.py", "eval/download_data.py"),
     ],
 )
 def test_command_line_files_work_from_any_folder(repo: Path, command: str, tmp_path: Path) -> None:

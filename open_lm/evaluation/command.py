@@ -1,14 +1,25 @@
-"""The work behind `eval/eval_openlm_ckpt.py`: options, checkpoints one after the other, a table."""
+"""The work behind `eval/eval_openlm_ckpt.py`: options, a backend, checkpoints one after the other, a table.
+
+Backends: `native` scores in this environment; `llm-foundry` on LLM Foundry's own evaluators, here where they are installed, else by
+the same command in the environment that has them.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 from open_lm import storage
+from open_lm.device import choose_device
+from open_lm.evaluation.foundry import environment
+from open_lm.evaluation.foundry.entries import FoundryFile, read_entries
 from open_lm.evaluation.precision import Precision
+from open_lm.evaluation.published import PUBLISHED, reference
+from open_lm.evaluation.table_files import check_ending
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.fields import UserError, parse_topics
 
@@ -17,12 +28,16 @@ if TYPE_CHECKING:
     from open_lm.evaluation.processes import Processes
 
 
+HarnessTasks = tuple[str, ...]
+"""Names of lm-evaluation-harness's tasks."""
+
+
 @dataclass(frozen=True)
 class EvalParams:
     """evaluation"""
 
     checkpoint: tuple[str, ...] = ()
-    """Checkpoints to score: epoch_N.pt files or run folders."""
+    """Checkpoints to score: epoch_N.pt files, step_<n> folders, run folders or bare state dicts; local or behind URLs."""
     hf_model: tuple[str, ...] = ()
     """Causal models of Hugging Face transformers to score, by name or folder; after the checkpoints."""
     eval_yaml: str | None = None
@@ -33,8 +48,21 @@ class EvalParams:
     """Named size of the checkpoints, in place of --model-config."""
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the checkpoint's own, else OpenLM's."""
-    out: str | None = None
-    """Write the results to this JSON file."""
+    backend: Literal["auto", "native", "llm-foundry", "lm-eval"] = "auto"
+    """What scores: OpenLM itself (native), LLM Foundry's evaluators in their environment, or lm-evaluation-harness's own tasks (--tasks).
+    auto: lm-eval with --tasks, else llm-foundry inside its environment, else native."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness by name, such as hellaswag,arc_easy, in place of --eval-yaml."""
+    include_path: str | None = None
+    """Folder with task YAMLs of lm-evaluation-harness's kind, for --tasks."""
+    num_fewshot: int | None = None
+    """Examples before each question, for --tasks. Default: the task's own number."""
+    build_env: bool = False
+    """Build LLM Foundry's environment first where it isn't there (about 7 GB)."""
+    out: tuple[str, ...] = ()
+    """Write the table to these files; the ending says how: .json (what compare.py reads), .csv, .md, .png."""
+    reference: tuple[str, ...] = ()
+    """Columns of published numbers beside the checkpoints: OpenLM-1B, OpenLM-7B, LLaMA-7B, MPT-7B."""
     limit: int | None = None
     """Score the first so many questions of each task only."""
     max_seq_len: int | None = None
@@ -44,18 +72,37 @@ class EvalParams:
     precision: Precision | None = None
     """Arithmetic of the model. Default: the YAML's, else fp32."""
     batch_tokens: int = 16384
-    """Tokens of a batch, padding included."""
+    """Tokens of a batch, padding included; of the native backend (LLM Foundry's is the YAML's device_eval_batch_size)."""
+    cut: bool = True
+    """With llm-foundry, pad to the longest request of a batch; --no-cut pads to max_seq_len as LLM Foundry does, for the same scores."""
 
 
-def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile]:
-    """Checked options and tasks. Raises UserError with every problem of the command line and of the tasks."""
+Backend = Literal["native", "llm-foundry", "lm-eval"]
+
+
+def choose_backend(named: str, harness_tasks: bool = False) -> Backend:
+    """The named one; for auto that of the tasks, else llm-foundry where it is installed."""
+    if named == "auto" and harness_tasks:
+        return "lm-eval"
+    if named == "auto":
+        return "llm-foundry" if environment.inside() else "native"
+    assert named in ("native", "llm-foundry", "lm-eval")
+    return cast(Backend, named)
+
+
+def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | FoundryFile | HarnessTasks]:
+    """Checked options and tasks, as the backend takes them. Raises UserError with every problem of the command line and of the tasks."""
     values, _ = parse_topics((EvalParams,), argv, prog="eval_openlm_ckpt.py", description="Score checkpoints on benchmark tasks.")
     params: EvalParams = values[EvalParams]
     problems = _problems(params)
-    tasks = None
-    if params.eval_yaml:
+    tasks: TaskFile | FoundryFile | HarnessTasks | None = None
+    backend = choose_backend(params.backend, bool(params.tasks))
+    if backend == "lm-eval":
+        tasks = tuple(name for text in params.tasks for name in text.split(",") if name)
+    elif params.eval_yaml:
         try:
-            tasks = read_task_file(params.eval_yaml)
+            foundry = backend == "llm-foundry"
+            tasks = read_entries(params.eval_yaml) if foundry else read_task_file(params.eval_yaml)
         except UserError as error:
             problems += error.problems
     if problems:
@@ -68,13 +115,12 @@ def _problems(params: EvalParams) -> list[str]:
     problems = []
     if not params.checkpoint and not params.hf_model:
         problems.append("--checkpoint: give one or more checkpoints, or models with --hf-model")
-    if not params.eval_yaml:
-        problems.append("--eval-yaml: give a YAML of tasks, such as in_memory_hf_eval.yaml")
+    problems += _task_problems(params)
     if params.model and params.model_config:
         problems.append(f"--model {params.model} and --model-config {params.model_config}: give one of the two")
     names = [*params.checkpoint, *params.hf_model]
-    for name in dict.fromkeys(names):
-        if params.hf_model.count(name) and names.count(name) > 1:
+    for name in dict.fromkeys(params.hf_model):
+        if names.count(name) > 1:
             problems.append(f"--hf-model {name}: given twice; results are kept by name")
     for name in dict.fromkeys(params.checkpoint):
         if params.checkpoint.count(name) > 1:
@@ -88,29 +134,104 @@ def _problems(params: EvalParams) -> list[str]:
     ):
         if value is not None and value < least:
             problems.append(f"{option} {value}: give at least {least}")
+    for name in params.out:
+        try:
+            check_ending(name)
+        except ValueError as error:
+            problems.append(str(error))
+    for name in params.reference:
+        try:
+            reference(name)
+        except ValueError as error:
+            problems.append(str(error))
+    backend = choose_backend(params.backend, bool(params.tasks))
+    if backend == "lm-eval" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("torchrun with several processes: the other backends take them, lm-eval doesn't; run it with python alone")
+    if backend != "native" and params.hf_model:
+        problems.append(f"--hf-model {' '.join(params.hf_model)}: --backend native scores it, {backend} doesn't")
     return problems
 
 
-def run_eval(argv: Sequence[str] | None = None) -> None:
-    """Score, print the table, write the JSON. Progress goes to stderr. Raises ValueError for what the user can mend.
+def _task_problems(params: EvalParams) -> list[str]:
+    if choose_backend(params.backend, bool(params.tasks)) != "lm-eval":
+        problems = [] if params.eval_yaml else ["--eval-yaml: give a YAML of tasks, such as in_memory_hf_eval.yaml"]
+        if params.tasks:
+            problems.append(f"--tasks {' '.join(params.tasks)}: are lm-eval's; leave --backend {params.backend} out")
+        return problems
+    problems = [] if params.tasks else ["--tasks: give names of lm-evaluation-harness's tasks, such as hellaswag,arc_easy"]
+    if params.eval_yaml:
+        problems.append(f"--eval-yaml {params.eval_yaml}: goes with the other backends; --tasks names those of lm-eval")
+    if params.num_fewshot is not None and params.num_fewshot < 0:
+        problems.append(f"--num-fewshot {params.num_fewshot}: give at least 0")
+    if importlib.util.find_spec("lm_eval") is None:
+        problems.append("--backend lm-eval: lm-evaluation-harness is not installed; pip install 'lm-eval>=0.4.9' (extra [eval])")
+    return problems
 
-    Under torchrun every process scores its share of the questions, and the first one speaks and writes.
+
+def run_eval(argv: Sequence[str] | None = None) -> int:
+    """Score, print the table, write the files; 0, or the exit status of the command in LLM Foundry's environment.
+
+    Progress goes to stderr. Raises ValueError for what the user can mend.
     """
     params, file = parse_eval(argv)
-    from open_lm.evaluation.processes import join_processes
-    from open_lm.evaluation.table import markdown_table, write_results
+    backend = choose_backend(params.backend, bool(params.tasks))
+    if backend == "llm-foundry" and not environment.inside():
+        python = environment.build() if params.build_env else environment.find_python()
+        if python is None:
+            raise ValueError(environment.missing())
+        _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
+        return environment.run_there(python, sys.argv[1:] if argv is None else argv)
+    from open_lm.evaluation.processes import Processes, join_processes
+    from open_lm.evaluation.table import markdown_table
+    from open_lm.evaluation.table_files import write_table
 
-    processes = join_processes()
+    _say(f"backend {backend}")
+    references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
+    processes = join_processes() if backend == "native" else Processes()
     results: dict[str, dict[str, Result]] = {}
     for name in (*params.checkpoint, *params.hf_model):
-        results[name] = _score_model(name, params, file, processes)
-        if params.out and processes.rank == 0:  # after each, so that a failure in the next keeps what there is
-            write_results(results, params.out)
-    if processes.rank == 0:
-        print(markdown_table(results))
+        if isinstance(file, FoundryFile):
+            results[name] = _score_with_foundry(name, params, file)
+        elif isinstance(file, TaskFile):
+            results[name] = _score_natively(name, params, file, processes)
+        else:
+            results[name] = _score_with_harness(name, params, file)
+        for path in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
+            write_table(results, path, references)
+    if _is_first():
+        print(markdown_table(results, references))
+    return 0
 
 
-def _score_model(name: str, params: EvalParams, file: TaskFile, processes: Processes) -> dict[str, Result]:
+def _is_first() -> bool:
+    """Whether this process speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _score_with_foundry(checkpoint: str, params: EvalParams, file: FoundryFile) -> dict[str, Result]:
+    from open_lm.checkpoint.load import load_model
+    from open_lm.evaluation.foundry.bridge import BridgeOptions, score_entries
+    from open_lm.tokenizer import choose_tokenizer
+
+    model, carried = load_model(checkpoint, params.model_config or params.model)
+    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
+    _say(f"{checkpoint}: tokenizer {tokenizer.name}")
+    options = BridgeOptions(
+        max_seq_len=params.max_seq_len or file.max_seq_len or model.config.seq_len,
+        precision=params.precision or file.precision,
+        device=choose_device(params.device),
+        limit=params.limit,
+        cut=params.cut,
+    )
+
+    def report(name: str, result: Result, longest: int) -> None:
+        size = f"longest request {longest} tokens, {result.seconds:.1f} s"
+        _say(f"{checkpoint}: {name}: {result.accuracy:.4f} ({result.questions} questions, {size})")
+
+    return score_entries(model.float(), tokenizer, file, options, report)
+
+
+def _score_natively(name: str, params: EvalParams, file: TaskFile, processes: Processes) -> dict[str, Result]:
     from open_lm.evaluation.benchmark import score_tasks
     from open_lm.evaluation.models import open_model
     from open_lm.evaluation.scorer import ScorerOptions
@@ -118,10 +239,10 @@ def _score_model(name: str, params: EvalParams, file: TaskFile, processes: Proce
     opened = open_model(
         name, hf=name in params.hf_model, config=params.model_config or params.model, tokenizer=params.tokenizer, device=params.device
     )
-    _say(f"{name}: tokenizer {opened.tokenizer.name}", processes)
+    _say(f"{name}: tokenizer {opened.tokenizer.name}")
 
     def report(task: str, result: Result) -> None:
-        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)", processes)
+        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)")
 
     return score_tasks(
         opened.model,
@@ -134,6 +255,26 @@ def _score_model(name: str, params: EvalParams, file: TaskFile, processes: Proce
     )
 
 
-def _say(line: str, processes: Processes) -> None:
-    if processes.rank == 0:
+def _score_with_harness(checkpoint: str, params: EvalParams, tasks: HarnessTasks) -> dict[str, Result]:
+    from open_lm.checkpoint.load import load_model
+    from open_lm.evaluation.lm_eval_backend import score_harness_tasks
+    from open_lm.evaluation.scorer import ScorerOptions
+    from open_lm.tokenizer import choose_tokenizer
+
+    model, carried = load_model(checkpoint, params.model_config or params.model, choose_device(params.device))
+    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
+    _say(f"{checkpoint}: tokenizer {tokenizer.name}")
+    return score_harness_tasks(
+        model.float(),
+        tokenizer,
+        tasks,
+        ScorerOptions(params.batch_tokens, params.precision or "fp32"),
+        include_path=params.include_path,
+        num_fewshot=params.num_fewshot,
+        limit=params.limit,
+    )
+
+
+def _say(line: str) -> None:
+    if _is_first():
         print(line, file=sys.stderr, flush=True)

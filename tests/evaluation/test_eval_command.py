@@ -50,6 +50,15 @@ def test_several_checkpoints_give_a_table_and_json(folder: Path, capsys: pytest.
     assert f"{content['one.pt']['hats/0-shot']['accuracy']:.4f}" in first
 
 
+def test_the_table_goes_to_every_file_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", "r.json", "r.csv", "r.md", "--reference", "mpt-7b"]
+    run_eval([*MODEL, "--checkpoint", "one.pt", "--tokenizer", "tokenizer", "--backend", "native", *out])
+    told = capsys.readouterr()
+    assert "backend native" in told.err and "MPT-7B" in told.out
+    assert (folder / "r.md").read_text() == told.out
+    assert (folder / "r.csv").read_text().startswith("task,questions,one.pt,") and (folder / "r.json").is_file()
+
+
 def test_limit_scores_the_first_questions(folder: Path) -> None:
     run_eval([*MODEL, "--checkpoint", "one.pt", "--tokenizer", "tokenizer", "--limit", "2", "--out", "results.json"])
     assert json.loads((folder / "results.json").read_text())["one.pt"]["hats/1-shot"]["questions"] == 2
@@ -75,6 +84,9 @@ def test_all_problems_of_the_command_line_come_together(folder: Path) -> None:
         parse_eval(["--eval-yaml", "gone.yaml", "--model", "a", "--model-config", "b", "--checkpoint", "no.pt", "--limit", "0"])
     text = "\n".join(error.value.problems)
     assert all(word in text for word in ("gone.yaml", "--model-config b", "--checkpoint no.pt", "--limit 0"))
+    with pytest.raises(UserError) as error:
+        parse_eval([*MODEL, "--checkpoint", "one.pt", "--out", "x.xls", "--reference", "GPT-5", "--backend", "llm-foundry"])
+    assert ["--out x.xls" in error.value.problems[0], "--reference GPT-5" in error.value.problems[1]] == [True, True]
 
 
 @pytest.mark.slow

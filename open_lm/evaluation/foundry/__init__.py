@@ -1,0 +1,1 @@
+"""Tasks on LLM Foundry 0.22's own evaluators, in its own environment (`requirements-foundry.txt`)."""

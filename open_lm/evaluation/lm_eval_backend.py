@@ -1,0 +1,151 @@
+"""lm-evaluation-harness's own tasks on our scorer, through its `LM` interface (extra `[eval]`).
+
+Prompts, few-shot examples, filters and metrics are lm-eval's; of the model it asks the log-likelihood of continuations, of whole
+texts in windows of the model's length, and greedy text up to a stop string. Tokens are handled as by lm-eval's own Hugging Face model:
+a sequence keeps its last seq_len + 1 tokens, an empty context is the token before a text (begin of sequence, else end of text).
+
+Imported where lm-eval is installed only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval import simple_evaluate, utils
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.tasks import TaskManager
+
+from open_lm.evaluation.benchmark import Result
+from open_lm.evaluation.icl import Request
+from open_lm.evaluation.scorer import ScorerOptions, score_requests
+from open_lm.generation import generate
+from open_lm.model.transformer import Transformer
+from open_lm.tokenizer import Tokenizer
+
+SHARES = ("acc", "acc_norm", "exact_match")
+"""Metrics that are shares of questions; others don't fit a table of accuracies."""
+MAX_NEW_TOKENS = 256
+"""Where a task doesn't say; lm-eval's number."""
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc, unused-ignore]
+    """Our model as lm-eval wants one."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, options: ScorerOptions):
+        super().__init__()
+        self.model, self.text, self.options = model, tokenizer, options
+        self.max_length = model.config.seq_len
+        [empty] = tokenizer.encode_batch([""], special_tokens=True)
+        self._prefix = empty[0] if empty else tokenizer.eot_id
+
+    @property
+    def eot_token_id(self) -> int:
+        """Ends a text."""
+        return self.text.eot_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Stands before a text without context."""
+        return self._prefix
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of a text; what the tokenizer puts around one is added unless it is told not to, or is there already."""
+        [ids] = self.text.encode_batch([string], special_tokens=add_special_tokens is not False)
+        return ids
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        asked = [self._request(context, continuation) for _, context, continuation in requests]
+        scores = score_requests(self.model, asked, self.options)
+        counts = [len(request.input_ids) - request.start for request in asked]
+        return [(-math.log(score.perplexity) * count, score.greedy) for score, count in zip(scores, counts, strict=True)]
+
+    def _request(self, context: list[int], continuation: list[int]) -> Request:
+        ids = (context + continuation)[-(self.max_length + 1) :]
+        return Request(ids, max(1, len(ids) - len(continuation)))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text, in windows that share no token but the first."""
+        windows: list[tuple[None, list[int], list[int]]] = []
+        counts = []
+        for (text,) in (request.args for request in requests):
+            cut = utils.get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            mine = [utils.make_disjoint_window(window) for window in cut]
+            windows += [(None, *window) for window in mine]
+            counts.append(len(mine))
+        scores = iter(self._loglikelihood_tokens(windows))
+        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy text of each request, up to its first stop string."""
+        return [self._generate(context, dict(settings)) for context, settings in (request.args for request in requests)]
+
+    def _generate(self, context: str, settings: dict[str, Any]) -> str:
+        settings = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
+        if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
+            raise ValueError(f"--tasks: generation with {settings}: this backend generates greedily")
+        stops = handle_stop_sequences(list(settings.get("until") or []), eos=self.text.decode([self.eot_token_id]))
+        count = settings["max_gen_toks"]
+        room = self.max_length - count
+        if room < 1:
+            raise ValueError(f"--tasks: {count} new tokens leave no room for a prompt in the model's {self.max_length}")
+        prompt = self.tok_encode(context)[-room:]
+        [new] = generate(self.model, [prompt], max_new_tokens=count, eot_id=self.eot_token_id)
+        text: str = postprocess_generated_text(generation=self.text.decode(new, skip_special_tokens=True), stop=stops, think_end_token=None)
+        return text
+
+
+def score_harness_tasks(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    options: ScorerOptions,
+    *,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+) -> dict[str, Result]:
+    """Results by `<task>/<n>-shot`, and `<task>:<metric>/<n>-shot` for a task's second share.
+
+    Args:
+        include_path: folder with task YAMLs of one's own.
+        num_fewshot: in place of the tasks' own numbers.
+
+    Raises:
+        ValueError: no such task, or data that can't be had.
+    """
+    manager = TaskManager(include_path=include_path)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise ValueError(
+            f"--tasks {','.join(unknown)}: lm-eval has no such task; `lm-eval ls tasks` lists them, --include-path adds a folder"
+        )
+    start = time.perf_counter()
+    told = simple_evaluate(
+        HarnessModel(model, tokenizer, options),
+        tasks=list(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        task_manager=manager,
+        bootstrap_iters=0,
+        log_samples=False,
+        verbosity="ERROR",
+    )
+    assert told is not None
+    return _results(told, time.perf_counter() - start)
+
+
+def _results(told: Any, seconds: float) -> dict[str, Result]:
+    results: dict[str, Result] = {}
+    for task, numbers in told["results"].items():
+        if task not in told["n-samples"]:
+            continue  # a group, whose tasks stand for themselves
+        found = [(key.partition(",")[0], value) for key, value in numbers.items() if key.partition(",")[0] in SHARES]
+        for number, (metric, value) in enumerate(found):
+            label = task if number == 0 else f"{task}:{metric}"
+            name = f"{label}/{told['n-shot'].get(task, 0)}-shot"
+            results[name] = Result(float(value), int(told["n-samples"][task]["effective"]), seconds / len(told["results"]))
+    return results

@@ -1,0 +1,166 @@
+"""Our model on LLM Foundry's evaluators; runs in its environment only (scripts/test.sh)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("llmfoundry")
+
+from llmfoundry.utils.builders import build_icl_evaluators
+
+from open_lm.evaluation.foundry.bridge import BridgeOptions, foundry_tokenizer, score_entries
+from open_lm.evaluation.foundry.datasets import PREFIX
+from open_lm.evaluation.foundry.entries import METRICS, FoundryFile, parse_entries
+from open_lm.model.transformer import Transformer
+from open_lm.params.fields import UserError
+from open_lm.tokenizer import Tokenizer, load_tokenizer
+
+WORDS = ["what a day", "a cat", "a dog saw", "a hat on a mat", "that mat", "a saw", "what", "a day and a hat"]
+
+
+def rows_of(kind: str, n: int = 9) -> list[dict[str, Any]]:
+    """Questions of a task type: choices of differing number and length, categories of differing size, chains of thought."""
+    rng = random.Random(kind)
+
+    def text() -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 3)))
+
+    rows: list[dict[str, Any]] = []
+    for i in range(n):
+        category = {"category": "big" if i % 3 else "small"}
+        if kind == "multiple_choice":
+            choices = [text() for _ in range(2 + i % 3)]
+            rows.append({"query": text() + " ", "choices": choices, "gold": i % len(choices), **category})
+        elif kind == "schema":
+            rows.append({"context_options": [text(), text()], "continuation": text(), "gold": i % 2, **category})
+        elif kind == "language_modeling":
+            rows.append({"context": text(), "continuation": text(), **category})
+        else:
+            chain = {"chain_of_thought": text()}
+            rows.append({"context": text(), "answer": text(), "aliases": [text(), "a"], **chain, **category})
+    return rows
+
+
+def entry(kind: str, folder: Path, **more: Any) -> dict[str, Any]:
+    path = folder / f"{kind}.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows_of(kind))))
+    base: dict[str, Any] = {"label": kind, "dataset_uri": str(path), "num_fewshot": [0, 2], "icl_task_type": kind, "max_seq_len": 60}
+    if kind == "generation_task_with_answers":
+        base |= {"cot_delimiter": " hat", "early_stopping_criteria": ["\n", "dog"]}
+    return base | {"continuation_delimiter": "\nAnswer: ", "question_prelimiter": "Q: ", **more}
+
+
+def file_of(*entries: dict[str, Any]) -> FoundryFile:
+    return parse_entries({"icl_tasks": list(entries)}, "tasks.yaml")
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_batches_are_llm_foundrys_own_without_the_padding(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    theirs = foundry_tokenizer(tokenizer)
+    config = {**entry(kind, tmp_path), "metric_names": [METRICS[kind]]}
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    stock, _ = build_icl_evaluators([copy.deepcopy(config)], theirs, 60, 4, destination_dir=str(tmp_path / "a"))
+    ours, _ = build_icl_evaluators([{**config, "icl_task_type": PREFIX + kind}], theirs, 60, 4, destination_dir=str(tmp_path / "b"))
+    narrow = 0
+    for theirs_one, ours_one in zip(stock, ours, strict=True):
+        batches = list(zip(theirs_one.dataloader.dataloader, ours_one.dataloader.dataloader, strict=True))
+        for long, short in batches:
+            assert long.keys() == short.keys()
+            width = short["input_ids"].shape[1]
+            narrow += width < long["input_ids"].shape[1]
+            left = kind == "generation_task_with_answers"
+            assert torch.equal(short["input_ids"], long["input_ids"][:, -width:] if left else long["input_ids"][:, :width])
+            rest = long["input_ids"][:, :-width] if left else long["input_ids"][:, width:]
+            assert (rest == theirs.eos_token_id).all()
+            for key in ("gold_indices", "choice_groupings", "cot_delimiter", "do_normalization"):
+                assert long.get(key) == short.get(key)
+            if left:
+                assert [set(one) for one in long["labels"]] == [set(one) for one in short["labels"]]
+                assert long["generation_kwargs"]["max_new_tokens"] == short["generation_kwargs"]["max_new_tokens"]
+            else:
+                spans = zip(long["continuation_indices"], short["continuation_indices"], strict=True)
+                assert all(torch.equal(a, b) for a, b in spans)
+    assert narrow
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_cutting_changes_no_score(kind: str, tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    file = file_of(entry(kind, tmp_path), entry(kind, tmp_path, label="parts", has_categories=True))
+    seen: dict[str, int] = {}
+    short = score_entries(model, tokenizer, file, BridgeOptions(64), lambda name, result, longest: seen.update({name: longest}))
+    long = score_entries(model, tokenizer, file, BridgeOptions(64, cut=False))
+    assert {name: r.accuracy for name, r in short.items()} == {name: r.accuracy for name, r in long.items()}
+    assert list(short) == [f"{kind}/0-shot", f"{kind}/2-shot", *(f"parts/{n}-shot/{part}" for n in (0, 2) for part in ("big", "small"))]
+    assert [short[f"parts/0-shot/{part}"].questions for part in ("big", "small")] == [6, 3]
+    assert all(length <= 60 for length in seen.values()) and min(seen.values()) < 60
+    limited = score_entries(model, tokenizer, file_of(entry(kind, tmp_path)), BridgeOptions(64, limit=4))
+    assert {r.questions for r in limited.values()} == {4}
+
+
+def test_generation_goes_on_after_the_prompt_and_is_graded_by_its_start(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    from open_lm.generation import generate
+
+    contexts = ["what a day", "a cat and a dog saw"]
+    answers = [tokenizer.decode(generate(model, [tokenizer.encode(c)], max_new_tokens=3)[0]) for c in contexts]
+    rows = [{"context": c, "answer": a + " and more", "aliases": [a]} for c, a in zip(contexts, answers, strict=True)]
+    rows.append({"context": "a hat", "answer": "zzz", "aliases": []})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = {"label": "x", "dataset_uri": str(path), "num_fewshot": 0, "icl_task_type": "question_answering", "continuation_delimiter": ""}
+    results = score_entries(model, tokenizer, file_of(task | {"do_normalization": False}), BridgeOptions(64))
+    assert results["x/0-shot"].accuracy == pytest.approx(2 / 3)
+
+
+def test_keys_that_llm_foundry_does_not_know_are_named(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"schema: unknown key prompt_strin\..*prompt_string"):
+        score_entries(model, tokenizer, file_of(entry("schema", tmp_path, prompt_strin="x")), BridgeOptions(64))
+    with pytest.raises(ValueError, match="schema: LLM Foundry can't read .*category"):
+        path = tmp_path / "bare.jsonl"
+        path.write_text(json.dumps({"context_options": ["a", "b"], "continuation": "c", "gold": 0}))
+        task = entry("schema", tmp_path, has_categories=True) | {"dataset_uri": str(path)}
+        score_entries(model, tokenizer, file_of(task), BridgeOptions(64))
+
+
+@pytest.mark.slow
+def test_the_golden_model_scores_as_written_down(shared: Path) -> None:
+    from open_lm.checkpoint.load import load_model
+
+    folder = shared / "data/golden/foundry"
+    rows = json.loads((folder / "expected.json").read_text())["tasks"]
+    keys = ("label", "num_fewshot", "icl_task_type", "continuation_delimiter", "fewshot_random_seed", "max_seq_len")
+    tasks = [{key: row[key] for key in keys} | {"dataset_uri": str(folder / row["file"])} for row in rows]
+    model, _ = load_model(shared / "data/golden/small_lm/epoch_1.pt", str(shared / "data/golden/small_lm/model_config.json"))
+    tokenizer = load_tokenizer(str(shared / "data/tokenizers/20B_tokenizer.json"))
+    results = score_entries(model, tokenizer, file_of(*tasks), BridgeOptions(2048))
+    assert [r.accuracy for r in results.values()] == [row["expected"] for row in rows]
+    assert {r.questions for r in results.values()} == {100}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(tmp_path: Path, repo: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, tmp_path / "one.pt")
+    (tmp_path / "model.json").write_text(json.dumps(model.config.to_dict()))
+    (tmp_path / "tokenizer.json").write_text(tokenizer.json_text)
+    tasks = [entry(kind, tmp_path) for kind in METRICS] + [entry("schema", tmp_path, label="parts", has_categories=True)]
+    (tmp_path / "tasks.yaml").write_text(json.dumps({"max_seq_len": 60, "device_eval_batch_size": 4, "icl_tasks": tasks}))
+    command = [str(repo / "eval/eval_openlm_ckpt.py"), "--eval-yaml", "tasks.yaml", "--checkpoint", "one.pt"]
+    command += ["--model-config", "model.json", "--tokenizer", "tokenizer.json", "--device", "cpu", "--out"]
+    alone = score_entries(model, tokenizer, file_of(*tasks), BridgeOptions(60))
+    before = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([sys.executable, *before, *command, "two.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "backend llm-foundry" in done.stderr and done.stdout.count("| schema/0-shot") == 1
+    content = json.loads((tmp_path / "two.json").read_text())["one.pt"]
+    assert {task: (r["accuracy"], r["questions"]) for task, r in content.items()} == {
+        n: (r.accuracy, r.questions) for n, r in alone.items()
+    }
+    assert len(content) == 12

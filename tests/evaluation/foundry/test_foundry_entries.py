@@ -1,0 +1,72 @@
+"""Task files as LLM Foundry's evaluators take them; the shipped ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from open_lm.evaluation.foundry.entries import parse_entries, read_entries
+from open_lm.evaluation.published import PUBLISHED, ROWS
+from open_lm.params.fields import UserError
+
+
+def task(folder: Path, **more: object) -> dict[str, object]:
+    (folder / "rows.jsonl").touch()
+    base = {"label": "x", "dataset_uri": str(folder / "rows.jsonl"), "num_fewshot": [0, 3], "icl_task_type": "schema"}
+    return {**base, **more}
+
+
+def test_old_names_become_llm_foundrys_present_ones(tmp_path: Path) -> None:
+    more = {"icl_task_type": "question_answering", "question_prelimiter": "Q: ", "has_categories": True, "cot_delimiter": " #"}
+    [entry] = parse_entries({"icl_tasks": [task(tmp_path, **more)]}, "t.yaml").entries
+    assert entry.icl_task_type == "generation_task_with_answers" and entry.has_categories and entry.num_fewshot == (0, 3)
+    assert dict(entry.others) == {"prelimiter": "Q: ", "cot_delimiter": " #"}
+
+
+def test_data_lie_in_the_working_folder_or_beside_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/data").mkdir(parents=True)
+    (tmp_path / "a/data/rows.jsonl").touch()
+    (tmp_path / "a/t.yaml").write_text(yaml.dump({"seed": 3, "icl_tasks": [task(tmp_path, dataset_uri="data/rows.jsonl")]}))
+    monkeypatch.chdir(tmp_path)
+    file = read_entries("a/t.yaml")
+    assert file.entries[0].dataset_uri == "a/data/rows.jsonl" and (file.seed, file.batch_size, file.max_seq_len) == (3, 8, None)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/rows.jsonl").touch()
+    assert read_entries("a/t.yaml").entries[0].dataset_uri == "data/rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"icl_task_type": "shema"}, "Did you mean schema"),
+        ({"dataset_uri": "gone.jsonl"}, "gone.jsonl: no such file"),
+        ({"num_fewshot": [-1]}, "give whole numbers"),
+        ({"label": None}, "lacks label"),
+        ({"prelimiter": "a", "question_prelimiter": "b"}, "are the same thing"),
+        ({"metric_names": ["Other"]}, "only InContextLearningMultipleChoiceAccuracy"),
+        ({"generation_kwargs": {"num_beams": 4}}, "num_beams: the bridge generates greedily"),
+        ({"num_fewshot": [0, 0]}, "appears more than once"),
+    ],
+)
+def test_each_mistake_is_one_line(tmp_path: Path, more: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_entries({"max_seq_len": 1, "icl_tasks": [task(tmp_path, **more)]}, "t.yaml")
+    assert len(error.value.problems) == 2  # that of max_seq_len as well
+    assert any(message in line for line in error.value.problems)
+
+
+@pytest.mark.parametrize("name", ["in_memory_hf_eval.yaml", "openlm_table.yaml", "light.yaml"])
+def test_shipped_files_fit_llm_foundrys_layout(name: str, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = yaml.safe_load((repo / "eval" / name).read_text())
+    for entry in content["icl_tasks"]:
+        (tmp_path / entry["dataset_uri"]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / entry["dataset_uri"]).touch()
+    monkeypatch.chdir(tmp_path)
+    file = read_entries(str(repo / "eval" / name))
+    names = [f"{entry.label}/{n}-shot" for entry in file.entries for n in entry.num_fewshot]
+    if name == "openlm_table.yaml":
+        assert len(file.entries) == 12
+        assert set(names) == {*ROWS, "mmlu/5-shot", "triviaqa/0-shot"}
+        assert all(set(rows) <= set(names) for rows in PUBLISHED.values())

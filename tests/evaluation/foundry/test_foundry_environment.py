@@ -1,0 +1,82 @@
+"""Where LLM Foundry's environment is looked for, and how the command goes on there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from open_lm.evaluation import command
+from open_lm.evaluation.foundry import environment
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder, and no LLM Foundry here."""
+    monkeypatch.setenv("OPENLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environment, "inside", lambda: False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a command that could run."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 0}))
+    (tmp_path / "tasks.yaml").write_text("icl_tasks: [{label: x, dataset_uri: rows.jsonl, num_fewshot: 0, icl_task_type: multiple_choice}]")
+    (tmp_path / "one.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    return ["--eval-yaml", "tasks.yaml", "--checkpoint", "one.pt", "--backend", "llm-foundry"]
+
+
+def fake(cache: Path, repo: Path, script: str) -> Path:
+    """An environment whose Python is this shell script."""
+    name = hashlib.sha256((repo / "requirements-foundry.txt").read_bytes()).hexdigest()[:16]
+    python = cache / f"foundry-{name}/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    (cache / f"foundry-{name}/.openlm-stamp").write_text(f"{name}\n")
+    return python
+
+
+def test_an_environment_counts_once_it_is_whole_and_of_these_requirements(outside: Path, repo: Path) -> None:
+    assert environment.find_python() is None
+    python = fake(outside, repo, "exit 0")
+    assert environment.find_python() == python
+    stamp = python.parents[1] / ".openlm-stamp"
+    stamp.write_text("other")
+    assert environment.find_python() is None
+    stamp.unlink()
+    assert environment.find_python() is None
+
+
+def test_without_it_the_command_that_builds_it_is_told_with_its_size(outside: Path, task: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"scripts/setup\.sh foundry.*--build-env \(about 7 GB.*--backend native"):
+        command.run_eval(task)
+
+
+def test_the_same_arguments_go_there_and_its_status_comes_back(outside: Path, repo: Path, task: list[str]) -> None:
+    fake(outside, repo, 'printf "%s\\n" "$@" > arguments; exit 5')
+    odd = [*task, "--out", "a b;$(touch no).json"]
+    assert command.run_eval(odd) == 5
+    assert Path("arguments").read_text().splitlines() == [str(repo / "eval/eval_openlm_ckpt.py"), *odd]
+    assert not Path("no").exists()
+
+
+def test_auto_is_llm_foundry_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "inside", lambda: True)
+    assert command.choose_backend("auto") == "llm-foundry" and command.choose_backend("native") == "native"
+    monkeypatch.setattr(environment, "inside", lambda: False)
+    assert command.choose_backend("auto") == "native" and command.choose_backend("llm-foundry") == "llm-foundry"
+
+
+def test_build_env_runs_the_set_up_once_more(outside: Path, repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = fake(outside, repo, "exit 0")
+    monkeypatch.setenv("PYTHON", "python3")
+    assert environment.build() == python  # it is there, so that nothing is installed
+    monkeypatch.setenv("PYTHON", str(tmp_path / "no-python"))
+    with pytest.raises(ValueError, match="--build-env: scripts/setup.sh foundry failed"):
+        environment.build()

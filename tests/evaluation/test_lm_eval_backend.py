@@ -1,0 +1,81 @@
+"""lm-evaluation-harness's tasks on our scorer; runs where the extra [eval] is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from open_lm.evaluation.command import parse_eval
+from open_lm.model.transformer import Transformer
+from open_lm.params.fields import UserError
+from open_lm.tokenizer import Tokenizer
+
+
+def test_without_lm_eval_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.pt").touch()
+    monkeypatch.setattr("open_lm.evaluation.command.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"lm-evaluation-harness is not installed; pip install .*\[eval\]"):
+        parse_eval(["--checkpoint", str(tmp_path / "one.pt"), "--tasks", "hellaswag,arc_easy"])
+    with pytest.raises(UserError, match="--tasks arc_easy: are lm-eval's; leave --backend native out"):
+        parse_eval(["--checkpoint", str(tmp_path / "one.pt"), "--tasks", "arc_easy", "--backend", "native", "--eval-yaml", "x.yaml"])
+
+
+def asked(*args: object) -> SimpleNamespace:
+    return SimpleNamespace(args=args)
+
+
+def test_log_likelihoods_are_sums_over_the_continuation(model: Transformer, tokenizer: Tokenizer) -> None:
+    pytest.importorskip("lm_eval")
+    from open_lm.evaluation.lm_eval_backend import HarnessModel
+    from open_lm.evaluation.scorer import ScorerOptions
+
+    ours = HarnessModel(model, tokenizer, ScorerOptions())
+    pairs = [("what a day", " a cat"), ("a dog saw ", "a hat"), ("", "a mat"), ("a cat " * 60, " and a dog")]
+    for (context, continuation), (value, greedy) in zip(pairs, ours.loglikelihood([asked(*pair) for pair in pairs]), strict=True):
+        whole = tokenizer.encode(context + continuation) if context else [tokenizer.eot_id, *tokenizer.encode(continuation)]
+        count = len(whole) - (len(tokenizer.encode(context.rstrip())) if context else 1)
+        ids = torch.tensor(whole[-(model.config.seq_len + 1) :])
+        logits = model(ids[None, :-1])[0, -count:].log_softmax(-1)
+        assert value == pytest.approx(float(logits.detach().gather(1, ids[-count:, None]).sum()), rel=1e-4)
+        assert greedy == bool((logits.argmax(-1) == ids[-count:]).all())
+    text = "a cat and a dog saw " * 12
+    ids = torch.tensor([tokenizer.eot_id, *tokenizer.encode(text)])
+    [rolled] = ours.loglikelihood_rolling([asked(text)])
+    width = model.config.seq_len
+    first = model(ids[None, :width])[0].log_softmax(-1).gather(1, ids[1 : width + 1, None]).sum()
+    assert len(ids) > width + 1 and rolled < float(first)
+    [answer] = ours.generate_until([asked("what a day", {"until": ["zzz"], "max_gen_toks": 5})])
+    [stopped] = ours.generate_until([asked("what a day", {"until": [answer[2:]], "max_gen_toks": 5})])
+    assert len(answer) > 2 and answer.startswith(stopped) and len(stopped) < len(answer)
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own_is_scored_with_lm_evals_metrics(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    pytest.importorskip("lm_eval")
+    from open_lm.evaluation.lm_eval_backend import score_harness_tasks
+    from open_lm.evaluation.scorer import ScorerOptions
+
+    rows = [{"q": f"a cat saw {i}", "choices": ["a hat", "what a day"], "gold": i % 2} for i in range(8)]
+    (tmp_path / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "hats",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "choices",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    (tmp_path / "hats.yaml").write_text(yaml.dump(task))
+    results = score_harness_tasks(model, tokenizer, ["hats"], ScorerOptions(), include_path=str(tmp_path))
+    assert list(results) == ["hats/0-shot", "hats:acc_norm/0-shot"]
+    assert all(r.questions == 8 and r.accuracy * 8 == round(r.accuracy * 8) for r in results.values())
+    with pytest.raises(ValueError, match="--tasks nothing: lm-eval has no such task"):
+        score_harness_tasks(model, tokenizer, ["nothing"], ScorerOptions(), include_path=str(tmp_path))
