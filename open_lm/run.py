@@ -25,6 +25,7 @@ from open_lm.data.batch import Batch
 from open_lm.data.loader import Loader
 from open_lm.data.plans_file import write_plans
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
+from open_lm.evaluation.intervals import IntervalOptions
 from open_lm.job import Job, prepare
 from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
@@ -328,7 +329,7 @@ def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, lo
 
 def validation_config(job: Job) -> ValidationConfig:
     """The part of the options that validation needs."""
-    params, world = job.params, job.world
+    params, world, asked = job.params, job.world, job.params.validation
     return ValidationConfig(
         every_epochs=params.validation.val_frequency,
         epochs=params.batch.epochs,
@@ -337,6 +338,7 @@ def validation_config(job: Job) -> ValidationConfig:
         workers=params.data.workers,
         rank=world.rank,
         world_size=world.size,
+        intervals=IntervalOptions(asked.val_seq_ci, asked.val_tok_ci, asked.val_max_pop_ci, asked.val_iter_ci),
     )
 
 

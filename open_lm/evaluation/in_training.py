@@ -16,13 +16,14 @@ from open_lm import storage
 from open_lm.data.dataset import ValidationSet
 from open_lm.data.loader import Loader, validation_shape
 from open_lm.data.source_names import source_names
+from open_lm.evaluation.intervals import NO_INTERVALS, IntervalOptions
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.validation import validate
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """How to validate: every how many epochs, rows per batch over all processes, in which arithmetic, read by how many workers."""
+    """How to validate: every how many epochs, rows per batch over all processes, arithmetic, workers that read, confidence bounds."""
 
     every_epochs: int
     epochs: int
@@ -31,6 +32,7 @@ class ValidationConfig:
     workers: int
     rank: int = 0
     world_size: int = 1
+    intervals: IntervalOptions = NO_INTERVALS
 
 
 class _Position(Protocol):
@@ -94,7 +96,14 @@ class InTraining:
         shape = validation_shape(one.rows.count, rank=config.rank, world_size=config.world_size, global_batch_size=config.global_batch_size)
         with Loader(one.rows, shape, config.workers) as batches:
             tokens = (batch.tokens for batch in batches)
-            result = validate(self.model, tokens, precision=config.precision, bytes_per_token=one.bytes_per_token, tokenizer=one.tokenizer)
+            result = validate(
+                self.model,
+                tokens,
+                precision=config.precision,
+                bytes_per_token=one.bytes_per_token,
+                tokenizer=one.tokenizer,
+                intervals=config.intervals,
+            )
         bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
         logging.info(
             f"Validation after epoch {position.epoch}{f' of {averager}' if averager else ''} on {one.name}: "

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from open_lm.data.batch import input_ids
+from open_lm.evaluation.intervals import NO_INTERVALS, IntervalOptions, LossPoints
 from open_lm.evaluation.precision import Precision, autocast
 from open_lm.model.head import token_losses
 from open_lm.tokenizer import Tokenizer
@@ -37,15 +38,20 @@ class ValidationResult:
     """Rows with at least one such target."""
     bits_per_byte: float | None
     """Cross-entropy in bits over the bytes of the text; None where the bytes are unknown."""
+    sequence_interval: tuple[float, float] | None = None
+    """95 % bounds of the mean over sequences of their mean loss; None where not asked for, and on processes but the first."""
+    token_interval: tuple[float, float] | None = None
+    """95 % bounds of the mean loss of tokens; None as above."""
 
     def as_dict(self) -> dict[str, Any]:
-        """OpenLM's keys of `results.jsonl`, confidence bounds absent, and ours."""
+        """OpenLM's keys of `results.jsonl`, None for bounds that were not computed, and ours."""
+        sequences, tokens = self.sequence_interval or (None, None), self.token_interval or (None, None)
         return {
             "loss": self.loss,
-            "loss_sequences_lower_95": None,
-            "loss_sequences_upper_95": None,
-            "loss_tokens_lower_95": None,
-            "loss_tokens_upper_95": None,
+            "loss_sequences_lower_95": sequences[0],
+            "loss_sequences_upper_95": sequences[1],
+            "loss_tokens_lower_95": tokens[0],
+            "loss_tokens_upper_95": tokens[1],
             "sequences": self.sequences,
             "tokens": self.tokens,
             "perplexity": self.perplexity,
@@ -62,6 +68,7 @@ def validate(
     precision: Precision = "fp32",
     bytes_per_token: float | None = None,
     tokenizer: Tokenizer | None = None,
+    intervals: IntervalOptions = NO_INTERVALS,
 ) -> ValidationResult:
     """Run the model over `batches`; its mode (train or eval) is put back after.
 
@@ -70,6 +77,7 @@ def validate(
         precision: of the model's arithmetic; the losses themselves are fp32.
         bytes_per_token: of the data set, from its statistics; gives bits per byte.
         tokenizer: gives the bytes from the decoded targets where `bytes_per_token` is None.
+        intervals: which confidence bounds to compute; the first process computes them from the losses of all.
 
     Raises:
         ValueError: no unmasked target in any batch.
@@ -79,19 +87,21 @@ def validate(
     was_training = model.training
     model.eval()
     try:
-        sums = torch.zeros(5, dtype=torch.float64, device=device)
+        sums, points = torch.zeros(5, dtype=torch.float64, device=device), LossPoints(intervals)
         for tokens in batches:
-            sums += _batch_sums(model, tokens, device, precision, counting)
+            losses, correct = _batch_losses(model, tokens, device, precision)
+            sums += _batch_sums(losses, correct, tokens, counting)
+            points.add(losses, tokens[:, 1:].to(device) >= 0)
     finally:
         model.train(was_training)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
-    return _result(sums.tolist(), bytes_per_token)
+    result = _result(sums.tolist(), bytes_per_token)
+    return replace(result, sequence_interval=points.sequence_interval(), token_interval=points.token_interval())
 
 
-def _batch_sums(model: nn.Module, tokens: Tensor, device: torch.device, precision: Precision, tokenizer: Tokenizer | None) -> Tensor:
-    """[5] fp64: loss in nats, targets, correct targets, rows with a target, bytes of the targets' text."""
-    n_bytes = _text_bytes(tokens, tokenizer) if tokenizer else 0
+def _batch_losses(model: nn.Module, tokens: Tensor, device: torch.device, precision: Precision) -> tuple[Tensor, Tensor]:
+    """[batch, seq] each: loss of every target in fp32, 0 where masked; whether it is the model's first choice."""
     tokens = tokens.to(device, non_blocking=True)
     targets = tokens[:, 1:]
 
@@ -100,9 +110,15 @@ def _batch_sums(model: nn.Module, tokens: Tensor, device: torch.device, precisio
 
     with autocast(device, precision):
         losses, correct = model(input_ids(tokens[:, :-1]), head=head)
-    kept = targets >= 0
+    return losses.view(targets.shape), correct.view(targets.shape)
+
+
+def _batch_sums(losses: Tensor, correct: Tensor, tokens: Tensor, tokenizer: Tokenizer | None) -> Tensor:
+    """[5] fp64: loss in nats, targets, correct targets, rows with a target, bytes of the targets' text."""
+    n_bytes = _text_bytes(tokens, tokenizer) if tokenizer else 0
+    kept = tokens[:, 1:].to(losses.device) >= 0
     sums = (losses.double().sum(), kept.sum(), correct.sum(), kept.any(dim=1).sum())
-    return torch.stack([*(value.double() for value in sums), torch.full((), n_bytes, dtype=torch.float64, device=device)])
+    return torch.stack([*(value.double() for value in sums), torch.full((), n_bytes, dtype=torch.float64, device=losses.device)])
 
 
 def _text_bytes(tokens: Tensor, tokenizer: Tokenizer) -> int:

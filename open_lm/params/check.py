@@ -36,9 +36,6 @@ MOOT = {
 """Flags of OpenLM that are accepted and ignored, with what to use instead."""
 
 _NOT_YET = {
-    "val_seq_ci": "confidence intervals are not built yet",
-    "val_tok_ci": "confidence intervals are not built yet",
-    "val_max_pop_ci": "confidence intervals are not built yet",
     "hf_model": "Hugging Face models are not trained yet; use --model",
     "hf_seq_len": "Hugging Face models are not trained yet; use --model",
     "hf_fsdp_block": "Hugging Face models are not trained yet; use --model",
@@ -59,7 +56,7 @@ _NOT_YET_CHOICES = {
 _AT_LEAST_ONE = (
     *("batch_size", "global_batch_size", "accum_freq", "epochs", "train_num_samples", "val_num_samples"),
     *("data_streams", "shuffle_window", "log_every_n_steps", "val_frequency", "global_val_batch_size"),
-    "remote_sync_frequency",
+    *("remote_sync_frequency", "val_max_pop_ci", "val_iter_ci"),
 )
 _AT_LEAST_ZERO = (
     *("workers", "seed", "warmup", "save_frequency", "save_every_steps"),
@@ -125,6 +122,7 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
         yield "--log-avg-model-training-loss: only with --averagers"
     if v["val_data_key"] and len(v["val_data_key"]) != len(v["val_data"]):  # type: ignore[arg-type]
         yield f"--val-data-key: give one for each of the {len(v['val_data'])} --val-data"  # type: ignore[arg-type]
+    yield from _intervals(v)
     if str(v["remote_sync"]).startswith(("http://", "https://")):
         yield f"--remote-sync {v['remote_sync']}: a web server can't be written to; give s3://bucket/path or a folder"
     if v["peak_tflops"] is not None and v["peak_tflops"] <= 0:  # type: ignore[operator]
@@ -132,6 +130,15 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     unknown = {r for item in v["report_to"] for r in item.split(",")} - {"", "tensorboard", "wandb", "all"}  # type: ignore[attr-defined]
     if unknown:
         yield f"--report-to {','.join(sorted(unknown))}: choose from tensorboard, wandb, all"
+
+
+def _intervals(v: dict[str, object]) -> Iterator[str]:
+    """What bounds nothing."""
+    if v["val_max_pop_ci"] is not None and not (v["val_seq_ci"] or v["val_tok_ci"]):
+        yield f"--val-max-pop-ci {v['val_max_pop_ci']}: only with --val-seq-ci or --val-tok-ci"
+    for name in ("val_seq_ci", "val_tok_ci"):
+        if v[name] and not v["val_data"]:
+            yield f"--{name.replace('_', '-')}: needs --val-data"
 
 
 def _averagers(v: dict[str, object]) -> Iterator[str]:

@@ -86,13 +86,13 @@ class ValidationParams:
     global_val_batch_size: int | None = None
     """Sequences per validation batch over all processes. Default: the global batch size."""
     val_seq_ci: bool = False
-    """Bootstrap interval of the loss over sequences."""
+    """95 % bootstrap bounds of the mean over sequences of their mean loss: loss_sequences_{lower,upper}_95 in results.jsonl."""
     val_tok_ci: bool = False
-    """Bootstrap interval of the loss over tokens."""
+    """95 % bootstrap bounds of the mean loss of tokens: loss_tokens_{lower,upper}_95. Its time grows with tokens x --val-iter-ci."""
     val_max_pop_ci: int | None = None
-    """Largest population that the intervals are drawn from."""
+    """Most sequences or tokens that a resample draws; fewer than there are make wider bounds. Default: as many as there are."""
     val_iter_ci: int = 10_000
-    """Bootstrap iterations."""
+    """Resamples that the bounds are taken from."""
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ def test_a_choice_that_is_not_built_stops_with_one_line(name: str, value: str) -
         ("--workers -1", "--workers -1: give 0 or more"),
         ("--squash-mask-left", "--squash-mask-left: needs --target-mask-left"),
         ("--target-mask-left 3 --target-mask-individual 3", "--target-mask-left and --target-mask-individual 3: give two ids"),
+        ("--val-max-pop-ci 9", "--val-max-pop-ci 9: only with --val-seq-ci or --val-tok-ci"),
+        ("--val-seq-ci", "--val-seq-ci: needs --val-data"),
+        ("--val-data v.tar --val-tok-ci --val-iter-ci 0", "--val-iter-ci 0: give 1 or more"),
         ("--document-mask --attn-name xformers_attn", "--document-mask with --attn-name xformers_attn"),
     ],
 )
