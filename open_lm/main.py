@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from open_lm.params import UserError, parse_params
+from open_lm.params.check import validates_only
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,13 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         params, warnings = parse_params(argv)
         from open_lm.run import dry_run, run  # after the options, so that --help and mistakes are answered at once
         from open_lm.train.parallel import alone, join_world
+        from open_lm.validation_run import run_validation
 
         if params.ending.dry_run:
             if rank == 0:
                 dry_run(params, alone(params.parallel))
             return 0
         with join_world(params.parallel) as world:
-            return run(params, world, warnings)
+            return run_validation(params, world) if validates_only(params.flat()) else run(params, world, warnings)
     except UserError as error:
         for problem in error.problems if rank == 0 else ():  # every process found the same
             print(f"open_lm: error: {problem}", file=sys.stderr)

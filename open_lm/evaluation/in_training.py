@@ -39,7 +39,7 @@ class _Position(Protocol):
     @property
     def step(self) -> int: ...
     @property
-    def tokens(self) -> int: ...
+    def tokens(self) -> int | None: ...
     @property
     def epoch(self) -> int: ...
 
@@ -56,21 +56,24 @@ class InTraining:
         model_name: str,
         tell: Callable[[Mapping[str, Any], int], None],
         averages: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
-        start_step: int = 0,
+        start_step: int | None = 0,
+        checkpoint: str | None = None,
     ):
         """What is told, and of which weights.
 
         Args:
             tell: takes the numbers of one set and the step; with several sets their names begin with the set's, `<set>/loss`.
             averages: by name, what puts an average into the model's weights for a while.
-            start_step: where the run goes on; what results.jsonl has of later steps is removed, since they are made again.
+            start_step: where the run goes on; what results.jsonl has of later steps is removed, since they are made again. None: nothing.
+            checkpoint: what the weights are from, where that is not the epoch_N.pt of the epoch.
         """
         self.model, self.sets, self.config, self.folder = model, sets, config, folder
         self.model_name, self.tell, self.averages = model_name, tell, averages or {}
         self.names = dict(zip([one.name for one in sets], source_names([one.name for one in sets]), strict=True))
+        self.checkpoint = checkpoint
         self.metrics: list[dict[str, Any]] = []
         """Of the last validation of the model's own weights, one dict per set."""
-        if config.rank == 0:
+        if config.rank == 0 and start_step is not None:
             _drop_after(folder / "results.jsonl", start_step)
 
     def after_step(self, position: _Position, result: Any) -> None:
@@ -106,7 +109,7 @@ class InTraining:
             )
         bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
         logging.info(
-            f"Validation after epoch {position.epoch}{f' of {averager}' if averager else ''} on {one.name}: "
+            f"Validation {self._what(position, averager)} on {one.name}: "
             f"loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "
             f"token accuracy {100 * result.token_accuracy:.2f} %{bits} ({result.tokens} tokens)"
         )
@@ -117,11 +120,14 @@ class InTraining:
             **result.as_dict(),
             "step": position.step,
             "train_tokens": position.tokens,
-            "checkpoint_path": str(self.folder / f"{averager or 'epoch'}_{position.epoch}.pt"),
+            "checkpoint_path": self.checkpoint or str(self.folder / f"{averager or 'epoch'}_{position.epoch}.pt"),
             "val_data": [one.name],
             "model": self.model_name,
             **({"averager": averager} if averager else {}),
         }
+
+    def _what(self, position: _Position, averager: str | None) -> str:
+        return f"of {self.checkpoint}" if self.checkpoint else f"after epoch {position.epoch}{f' of {averager}' if averager else ''}"
 
     def before_end(self, position: _Position, ending: Any) -> None:
         """Nothing: a run that goes on later is validated then."""

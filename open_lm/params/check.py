@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from open_lm.params.averagers import parse_averagers
 from open_lm.params.data import BatchParams, DataParams, ValidationParams
@@ -87,6 +87,8 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     sources = [name for name in ("train_data", "dataset_manifest") if v[name]]
     if not synthetic and not sources and not v["val_data"]:
         yield "--train-data: nothing to train on; give shards, --dataset-manifest, --dataset-type synthetic, or --val-data to validate only"
+    if validates_only(v):
+        yield from _validation_only(v)
     yield from _two_namings(v)
     if synthetic and sources:
         yield "--dataset-type synthetic: reads no files; leave --train-data and --dataset-manifest out"
@@ -130,6 +132,25 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     unknown = {r for item in v["report_to"] for r in item.split(",")} - {"", "tensorboard", "wandb", "all"}  # type: ignore[attr-defined]
     if unknown:
         yield f"--report-to {','.join(sorted(unknown))}: choose from tensorboard, wandb, all"
+
+
+def validates_only(v: Mapping[str, object]) -> bool:
+    """Whether options, by name, mean a run that trains nothing: validation data, and none to train on."""
+    return bool(v["val_data"]) and v["dataset_type"] != "synthetic" and not v["train_data"] and not v["dataset_manifest"]
+
+
+def _validation_only(v: dict[str, object]) -> Iterator[str]:
+    """A run without training validates one checkpoint."""
+    given = [flag for flag, name in (("--resume", "resume"), ("--pretrained", "pretrained"), ("--average", "average")) if v[name]]
+    if not given:
+        yield "--val-data without training data: validates a checkpoint; give --resume, --pretrained or --average, or --train-data"
+    elif len(given) > 1:
+        yield f"{' and '.join(given)}: without training data one checkpoint is validated; give one of them"
+    for name in ("load_pretrained_state", "reset_trainer_state", "dry_run", "averagers", "remote_sync"):
+        if v[name]:
+            yield f"--{name.replace('_', '-')}: there is nothing to train; leave it out, or give --train-data"
+    if v["resume"] == "latest" and v["name"] is None:
+        yield "--resume latest without training data: validates the newest checkpoint of a run; give its --name"
 
 
 def _intervals(v: dict[str, object]) -> Iterator[str]:
