@@ -20,6 +20,7 @@ from open_lm.data.loader import LoaderShape, allowed_processes, check_processes
 from open_lm.data.masks import Masks
 from open_lm.data.plans_file import about_plan
 from open_lm.data.source_names import source_names
+from open_lm.evaluation.tasks_in_training import OpenTasks, open_tasks
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
@@ -59,6 +60,8 @@ class Job:
     """Of the run folder, on the first process."""
     remote: RemoteFolder | None = None
     """The copy of the run folder, with --remote-sync."""
+    tasks: OpenTasks | None = None
+    """Of --eval-tasks."""
 
     @property
     def start(self) -> Position:
@@ -131,7 +134,10 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
     access = problems.attempt(access_of, params.data)
     validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
-    length = lineage = masks = None
+    length = lineage = masks = tasks = None
+    if config and data and params.validation.eval_tasks:
+        named, vocab_size = params.data.tokenizer, config.vocab_size
+        tasks = problems.attempt(open_tasks, params.validation.eval_tasks, named, data.tokenizer, vocab_size)
     if config and data:
         masks = problems.attempt(
             Masks.of, params.data, config.vocab_size, {s.files.eot_id for s in data.sources if s.files.eot_id is not None}
@@ -153,7 +159,7 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     if lock:
         sign_lock(lock)
     assert config and kernel and data and masks and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote)
+    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote, tasks)
 
 
 def _raise_any(problems: Problems, lock: IO[str] | None) -> None:

@@ -26,6 +26,8 @@ from open_lm.data.loader import Loader
 from open_lm.data.plans_file import write_plans
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.evaluation.intervals import IntervalOptions
+from open_lm.evaluation.precision import Precision
+from open_lm.evaluation.tasks_in_training import TasksConfig, TasksInTraining
 from open_lm.job import Job, prepare
 from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
@@ -319,12 +321,23 @@ def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, lo
         log,
         states,
         validation,
+        *make_tasks(job, model, log),
         Weights(folder, plan, model, step.optimizer, about, states.describe, lambda: validation.metrics, world),
         SaveAverages(folder, plan, averages, about, world),
     ]
     if not world.is_first:
         return callbacks
     return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), ProgressBar(job.length, job.start)]
+
+
+def make_tasks(job: Job, model: nn.Module, log: MetricsLog) -> list[Callback]:
+    """What scores --eval-tasks, if there are any."""
+    if job.tasks is None:
+        return []
+    params, world = job.params, job.world
+    precision: Precision = "fp32" if autocast_dtype(params.parallel) is None else "amp_bfloat16"
+    config = TasksConfig(params.validation.eval_tasks_frequency, params.batch.epochs, job.config.seq_len, precision, world.rank, world.size)
+    return [TasksInTraining(model, job.tasks, config, job.folder.checkpoints, log.scored, job.start.step)]
 
 
 def validation_config(job: Job) -> ValidationConfig:

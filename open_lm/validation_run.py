@@ -19,7 +19,7 @@ from open_lm.data.access import access_of
 from open_lm.data.dataset import ValidationSet, build_validation_data
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.evaluation.intervals import IntervalOptions
-from open_lm.model.attention import get_kernel
+from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
@@ -48,6 +48,7 @@ class _Opened:
     file: WeightsFile
     path: str
     config: ModelConfig
+    kernel: Kernel
     sets: tuple[ValidationSet, ...]
     batch: int
 
@@ -82,7 +83,7 @@ def _open(params: Params, folder: RunFolder, world: World) -> _Opened:
     problems = Problems()
     found = problems.attempt(_weights, params, folder)
     config = problems.attempt(_config, params.model, *found) if found else None
-    problems.attempt(get_kernel, params.model.attn_name)
+    kernel = problems.attempt(get_kernel, params.model.attn_name)
     train_batch = params.batch.global_batch_size or (params.batch.batch_size or 0) * world.size
     batch = params.validation.global_val_batch_size or train_batch or 64
     access = problems.attempt(access_of, params.data)
@@ -93,8 +94,8 @@ def _open(params: Params, folder: RunFolder, world: World) -> _Opened:
             model = Transformer(config, get_kernel("auto"))
         problems.attempt(load_weights, model, found[0].state_dict, found[1])
     problems.raise_any()
-    assert found and config and sets
-    return _Opened(*found, config, sets, batch)
+    assert found and config and kernel and sets
+    return _Opened(*found, config, kernel, sets, batch)
 
 
 def _weights(params: Params, folder: RunFolder) -> tuple[WeightsFile, str]:
@@ -120,7 +121,7 @@ def _config(params: ModelParams, file: WeightsFile, path: str) -> ModelConfig:
 
 
 def _validate(params: Params, world: World, folder: RunFolder, opened: _Opened, sinks: list[Sink]) -> None:
-    model = Transformer(opened.config, get_kernel(params.model.attn_name))
+    model = Transformer(opened.config, opened.kernel)
     model.init_buffers()
     load_weights(model, opened.file.state_dict, opened.path)
     logging.info(f"Validating {opened.path} on {len(opened.sets)} sets with {world.size} processes; nothing is trained")

@@ -35,7 +35,9 @@ class ValidationConfig:
     intervals: IntervalOptions = NO_INTERVALS
 
 
-class _Position(Protocol):
+class Place(Protocol):
+    """How far a run has come."""
+
     @property
     def step(self) -> int: ...
     @property
@@ -74,12 +76,12 @@ class InTraining:
         self.metrics: list[dict[str, Any]] = []
         """Of the last validation of the model's own weights, one dict per set."""
         if config.rank == 0 and start_step is not None:
-            _drop_after(folder / "results.jsonl", start_step)
+            drop_after(folder / "results.jsonl", start_step)
 
-    def after_step(self, position: _Position, result: Any) -> None:
+    def after_step(self, position: Place, result: Any) -> None:
         """Nothing: validations are at epoch ends."""
 
-    def after_epoch(self, position: _Position) -> None:
+    def after_epoch(self, position: Place) -> None:
         """Validate where it is due."""
         config = self.config
         if not self.sets or (position.epoch % config.every_epochs and position.epoch != config.epochs):
@@ -94,7 +96,7 @@ class InTraining:
             with open(self.folder / "results.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(results) + "\n")
 
-    def _validate_one(self, one: ValidationSet, position: _Position, averager: str | None = None) -> dict[str, Any]:
+    def _validate_one(self, one: ValidationSet, position: Place, averager: str | None = None) -> dict[str, Any]:
         config = self.config
         shape = validation_shape(one.rows.count, rank=config.rank, world_size=config.world_size, global_batch_size=config.global_batch_size)
         with Loader(one.rows, shape, config.workers) as batches:
@@ -126,17 +128,17 @@ class InTraining:
             **({"averager": averager} if averager else {}),
         }
 
-    def _what(self, position: _Position, averager: str | None) -> str:
+    def _what(self, position: Place, averager: str | None) -> str:
         return f"of {self.checkpoint}" if self.checkpoint else f"after epoch {position.epoch}{f' of {averager}' if averager else ''}"
 
-    def before_end(self, position: _Position, ending: Any) -> None:
+    def before_end(self, position: Place, ending: Any) -> None:
         """Nothing: a run that goes on later is validated then."""
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _drop_after(path: Path, start_step: int) -> None:
+def drop_after(path: Path, start_step: int) -> None:
     """Remove the validations of later steps, and a half-written last line; lines that tell no step stay."""
     if not path.is_file():
         return
@@ -149,6 +151,7 @@ def _drop_after(path: Path, start_step: int) -> None:
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line)[0]["step"])
+        told = json.loads(line)
+        return int((told[0] if isinstance(told, list) else told)["step"])
     except (ValueError, KeyError, IndexError, TypeError):
         return 0

@@ -56,7 +56,7 @@ _NOT_YET_CHOICES = {
 _AT_LEAST_ONE = (
     *("batch_size", "global_batch_size", "accum_freq", "epochs", "train_num_samples", "val_num_samples"),
     *("data_streams", "shuffle_window", "log_every_n_steps", "val_frequency", "global_val_batch_size"),
-    *("remote_sync_frequency", "val_max_pop_ci", "val_iter_ci"),
+    *("remote_sync_frequency", "val_max_pop_ci", "val_iter_ci", "eval_tasks_frequency"),
 )
 _AT_LEAST_ZERO = (
     *("workers", "seed", "warmup", "save_frequency", "save_every_steps"),
@@ -160,6 +160,8 @@ def _intervals(v: dict[str, object]) -> Iterator[str]:
     for name in ("val_seq_ci", "val_tok_ci"):
         if v[name] and not v["val_data"]:
             yield f"--{name.replace('_', '-')}: needs --val-data"
+    if v["eval_tasks_frequency"] != 1 and not v["eval_tasks"]:
+        yield f"--eval-tasks-frequency {v['eval_tasks_frequency']}: only with --eval-tasks"
 
 
 def _averagers(v: dict[str, object]) -> Iterator[str]:

@@ -93,6 +93,10 @@ class ValidationParams:
     """Most sequences or tokens that a resample draws; fewer than there are make wider bounds. Default: as many as there are."""
     val_iter_ci: int = 10_000
     """Resamples that the bounds are taken from."""
+    eval_tasks: str | None = None
+    """YAML of benchmark tasks, such as eval/light.yaml, to score while training; into the logs and checkpoints/eval_tasks.jsonl."""
+    eval_tasks_frequency: int = 1
+    """Epochs between such scores; the last epoch has them always."""
 
 
 @dataclass(frozen=True)

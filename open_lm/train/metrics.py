@@ -111,6 +111,11 @@ class MetricsLog(Nothing):
         for sink in self.sinks:
             sink.write(metrics, step, "valid")
 
+    def scored(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Tell every sink about benchmark tasks."""
+        for sink in self.sinks:
+            sink.write(metrics, step, "eval")
+
     def close(self) -> None:
         """Close every sink."""
         for sink in self.sinks:

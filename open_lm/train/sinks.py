@@ -18,7 +18,7 @@ class Sink(Protocol):
     """Somewhere that metrics go."""
 
     def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
-        """Write the numbers of one step of `train` or `valid`."""
+        """Write the numbers of one step of `train`, `valid` or `eval`."""
 
     def close(self) -> None:
         """Flush."""

@@ -1,0 +1,143 @@
+"""--eval-tasks in the loop: the scores of the saved weights, the same training, and failures that end nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from open_lm.evaluation import tasks_in_training
+from open_lm.evaluation.benchmark import score_tasks
+from open_lm.evaluation.scorer import ScorerOptions
+from open_lm.evaluation.tasks import read_task_file
+from open_lm.tokenizer import load_tokenizer
+
+Main = Callable[..., int]
+TYPES = ("multiple_choice", "language_modeling", "generation_task_with_answers")
+
+
+@pytest.fixture
+def tasks(bench: Any) -> list[str]:
+    """Flags of three tasks over counting, in words of a tokenizer whose ids are those words."""
+    import tokenizers
+    from tokenizers import models, pre_tokenizers
+
+    words = {f"w{number}": number for number in range(62)} | {"<|endoftext|>": 62, "<unk>": 63}
+    backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<|endoftext|>"])
+    backend.save(str(bench.folder / "words.json"))
+
+    def text(*numbers: int) -> str:
+        return " ".join(f"w{number % 62}" for number in numbers)
+
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TYPES}
+    for n in range(12):
+        before, right = text(*range(n, n + 2 + n % 5)), text(n + 2 + n % 5)
+        rows["multiple_choice"].append({"query": before, "choices": [text(n + 30), right, text(n + 20, n)], "gold": 1})
+        rows["language_modeling"].append({"context": before, "continuation": right})
+        rows["generation_task_with_answers"].append({"context": before, "answer": right, "aliases": [right]})
+    lines = ["icl_tasks:"]
+    for kind, data in rows.items():
+        (bench.folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+        lines += [f"- {{label: {kind}, dataset_uri: {kind}.jsonl, num_fewshot: [0], icl_task_type: {kind}}}"]
+    (bench.folder / "tasks.yaml").write_text("\n".join(lines))
+    return ["--eval-tasks", str(bench.folder / "tasks.yaml"), "--tokenizer", str(bench.folder / "words.json")]
+
+
+def told(bench: Any, name: str) -> list[dict[str, Any]]:
+    lines = (bench.folder / "logs" / name / "checkpoints/eval_tasks.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def scores(line: dict[str, Any]) -> dict[str, float]:
+    return {name: one["accuracy"] for name, one in line["results"].items()}
+
+
+def scores_of_file(bench: Any, name: str, epoch: int) -> dict[str, float]:
+    from open_lm import load_model
+
+    model, _ = load_model(bench.folder / "logs" / name / f"checkpoints/epoch_{epoch}.pt")
+    file, tokenizer = read_task_file(str(bench.folder / "tasks.yaml")), load_tokenizer(str(bench.folder / "words.json"))
+    found = score_tasks(model, tokenizer, file.tasks, max_seq_len=32, options=ScorerOptions())
+    return {task: one.accuracy for task, one in found.items()}
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_the_saved_weights_and_training_is_the_same(bench: Any, main_here: Main, tasks: list[str]) -> None:
+    assert main_here("plain") == 0
+    assert main_here("scored", *tasks, "--eval-tasks-frequency", "2", "--report-to", "tensorboard") == 0
+    lines = told(bench, "scored")
+    assert [(line["epoch"], line["step"], line["failed"]) for line in lines] == [(2, 20, {}), (3, 30, {})]
+    for line in lines:
+        assert scores(line) == scores_of_file(bench, "scored", line["epoch"])
+    assert scores(lines[-1])["multiple_choice/0-shot"] > 0.5
+    assert bench.metrics("scored") == bench.metrics("plain")
+    assert "multiple_choice/0-shot: accuracy" in bench.log("scored")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(bench.folder / "logs/scored/tensorboard"))
+    events.Reload()
+    assert [one.step for one in events.Scalars("eval/multiple_choice/0-shot")] == [20, 30]
+
+
+def test_a_failure_in_a_task_is_told_and_the_run_goes_on(
+    bench: Any, main_here: Main, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grade(task: Any, data: Any, *rest: Any) -> list[bool]:
+        if task.label == "language_modeling":
+            raise torch.OutOfMemoryError("no memory left")
+        (bench.folder / "multiple_choice.jsonl").write_text("{")  # read again after the next epoch
+        return [True] * len(data.questions)
+
+    monkeypatch.setattr(tasks_in_training, "grade", grade)
+    assert main_here("a", *tasks) == 0
+    assert len(bench.metrics("a")) == 30
+    first, second, third = told(bench, "a")
+    assert first["failed"] == {"language_modeling/0-shot": "OutOfMemoryError: no memory left"}
+    assert set(scores(first)) == {"multiple_choice/0-shot", "generation_task_with_answers/0-shot"}
+    assert set(second["failed"]) == set(third["failed"]) == {"language_modeling/0-shot", "multiple_choice/0-shot"}
+    assert "failed, and the run goes on without its score: OutOfMemoryError: no memory left" in bench.log("a")
+
+
+def test_mistakes_in_the_tasks_are_told_before_training(
+    bench: Any, main_here: Main, tasks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bench.folder / "language_modeling.jsonl").write_text('{"context": 3}\n')
+    assert main_here("a", *tasks[:2]) == 2
+    error = capsys.readouterr().err
+    assert "language_modeling.jsonl line 1" in error
+    assert "--tokenizer" in error
+    assert main_here("a", "--eval-tasks", "none.yaml") == 2
+    assert "--eval-tasks none.yaml: no such file" in capsys.readouterr().err
+    assert not (bench.folder / "logs").exists()
+
+
+def test_a_resumed_run_has_each_score_once(bench: Any, main_here: Main, tasks: list[str]) -> None:
+    assert main_here("a", *tasks) == 0
+    for step in (20, 30):
+        state = bench.folder / f"logs/a/checkpoints/step_{step}"
+        for path in state.iterdir():
+            path.unlink()
+        state.rmdir()
+    for epoch in (2, 3):
+        Path(bench.folder / f"logs/a/checkpoints/epoch_{epoch}.pt").unlink()
+    before = told(bench, "a")
+    assert main_here("a", *tasks, "--resume", "latest") == 0
+    assert [(line["step"], scores(line)) for line in told(bench, "a")] == [(line["step"], scores(line)) for line in before]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [["--fsdp"], []])
+def test_two_processes_score_as_the_saved_weights_do(bench: Any, tasks: list[str], way: list[str]) -> None:
+    done = bench.run(2, "two", *tasks, *way, "--lr", "1e-2")
+    assert done.returncode == 0, done.stderr
+    lines = told(bench, "two")
+    assert [line["failed"] for line in lines] == [{}, {}, {}]
+    for line in lines:
+        assert scores(line) == scores_of_file(bench, "two", line["epoch"])
+    assert scores(lines[-1])["multiple_choice/0-shot"] > 0.5
