@@ -1,4 +1,4 @@
-"""A run that trains nothing: the weights of --resume, --pretrained or --average, validated on every --val-data.
+"""A run that trains nothing: the weights of --resume, --pretrained or --average, validated on every --val-data and scored on --eval-tasks.
 
 Its results are where a training run's are, in `checkpoints/results.jsonl` of the run folder and in the logs. With `--resume latest` that
 is the folder of the run whose newest weights are validated, where nothing else is touched.
@@ -7,18 +7,23 @@ is the folder of the run whose newest weights are validated, where nothing else 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from open_lm.checkpoint.average import average_weights
-from open_lm.checkpoint.load import carried_config, open_weights
+from open_lm.checkpoint.load import carried_config, carried_tokenizer, open_weights
 from open_lm.checkpoint.weights import WeightsFile, load_weights
 from open_lm.data.access import access_of
 from open_lm.data.dataset import ValidationSet, build_validation_data
 from open_lm.evaluation.in_training import InTraining, ValidationConfig
 from open_lm.evaluation.intervals import IntervalOptions
+from open_lm.evaluation.precision import Precision
+from open_lm.evaluation.tasks_in_training import OpenTasks, TasksConfig, TasksInTraining, open_tasks
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
@@ -51,6 +56,7 @@ class _Opened:
     kernel: Kernel
     sets: tuple[ValidationSet, ...]
     batch: int
+    tasks: OpenTasks | None
 
 
 def run_validation(params: Params, world: World) -> int:
@@ -89,13 +95,16 @@ def _open(params: Params, folder: RunFolder, world: World) -> _Opened:
     access = problems.attempt(access_of, params.data)
     sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
     sets = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
+    tasks, url = None, params.validation.eval_tasks
     if config and found:
+        if url:
+            tasks = problems.attempt(open_tasks, url, params.data.tokenizer, carried_tokenizer(*found), config.vocab_size)
         with torch.device("meta"):
             model = Transformer(config, get_kernel("auto"))
         problems.attempt(load_weights, model, found[0].state_dict, found[1])
     problems.raise_any()
     assert found and config and kernel and sets
-    return _Opened(*found, config, kernel, sets, batch)
+    return _Opened(*found, config, kernel, sets, batch, tasks)
 
 
 def _weights(params: Params, folder: RunFolder) -> tuple[WeightsFile, str]:
@@ -125,26 +134,41 @@ def _validate(params: Params, world: World, folder: RunFolder, opened: _Opened, 
     model.init_buffers()
     load_weights(model, opened.file.state_dict, opened.path)
     logging.info(f"Validating {opened.path} on {len(opened.sets)} sets with {world.size} processes; nothing is trained")
+    spread, place, path = parallelize(model, params.parallel, world), _place(opened.file.about), opened.path
+    precision: Precision = "fp32" if autocast_dtype(params.parallel) is None else "amp_bfloat16"
+
+    def tell(group: str, metrics: Mapping[str, Any], step: int) -> None:
+        for sink in sinks:
+            sink.write(metrics, step, group)
+
+    if opened.tasks:
+        tasks_config = TasksConfig(1, 1, opened.config.seq_len, precision, world.rank, world.size)
+        told = partial(tell, "eval")
+        TasksInTraining(spread, opened.tasks, tasks_config, folder.checkpoints, told, None, path).after_epoch(place)
+    config = _validation_config(params, world, opened.batch, precision)
+    name, told = _model_name(params.model, opened.file.about), partial(tell, "valid")
+    InTraining(spread, opened.sets, config, folder.checkpoints, name, told, None, None, path).after_epoch(place)
+
+
+def _place(about: Mapping[str, Any]) -> _Place:
+    return _Place(int(about.get("step") or 0), int(about.get("epoch") or 0))
+
+
+def _model_name(params: ModelParams, about: Mapping[str, Any]) -> str:
+    """As --model names it, else as the run of the weights did."""
+    carried = about.get("params") or {}
+    return str(carried.get("model", params.model)) if params.model == ModelParams().model else params.model
+
+
+def _validation_config(params: Params, world: World, batch: int, precision: Precision) -> ValidationConfig:
     asked = params.validation
-    config = ValidationConfig(
+    return ValidationConfig(
         every_epochs=1,
         epochs=1,
-        global_batch_size=opened.batch,
-        precision="fp32" if autocast_dtype(params.parallel) is None else "amp_bfloat16",
+        global_batch_size=batch,
+        precision=precision,
         workers=params.data.workers,
         rank=world.rank,
         world_size=world.size,
         intervals=IntervalOptions(asked.val_seq_ci, asked.val_tok_ci, asked.val_max_pop_ci, asked.val_iter_ci),
     )
-    about = opened.file.about
-    place = _Place(int(about.get("step") or 0), int(about.get("epoch") or 0))
-
-    def tell(metrics: object, step: int) -> None:
-        for sink in sinks:
-            sink.write(metrics, step, "valid")  # type: ignore[arg-type]
-
-    spread = parallelize(model, params.parallel, world)
-    carried = about.get("params") or {}
-    name = carried.get("model", params.model.model) if params.model.model == ModelParams().model else params.model.model
-    path = opened.path
-    InTraining(spread, opened.sets, config, folder.checkpoints, name, tell, start_step=None, checkpoint=path).after_epoch(place)

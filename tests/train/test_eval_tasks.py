@@ -131,6 +131,18 @@ def test_a_resumed_run_has_each_score_once(bench: Any, main_here: Main, tasks: l
     assert [(line["step"], scores(line)) for line in told(bench, "a")] == [(line["step"], scores(line)) for line in before]
 
 
+def test_a_run_without_training_scores_its_checkpoint_too(bench: Any, main_here: Main, tasks: list[str]) -> None:
+    from open_lm.main import main
+
+    assert main_here("a", *tasks, "--epochs", "1") == 0
+    flags = ["--val-data", str(bench.folder / "shards/shard-0000000.tar"), "--precision", "fp32", "--workers", "0"]
+    assert (
+        main([*flags, *tasks, "--pretrained", str(bench.folder / "logs/a"), "--logs-dir", str(bench.folder / "logs"), "--name", "b"]) == 0
+    )
+    assert [scores(line) for line in told(bench, "b")] == [scores(told(bench, "a")[-1])]
+    assert told(bench, "b")[0]["checkpoint_path"].endswith("a/checkpoints/epoch_1.pt")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [["--fsdp"], []])
 def test_two_processes_score_as_the_saved_weights_do(bench: Any, tasks: list[str], way: list[str]) -> None:

@@ -15,7 +15,7 @@ Main = Callable[..., int]
 
 
 def flags(bench: Any, name: str, *more: str) -> list[str]:
-    """Three validation sets' worth of rows from two shards, no training data."""
+    """Two validation sets, of 50 and 20 rows, and no training data."""
     data = [str(bench.folder / f"shards/shard-{number:07d}.tar") for number in (0, 2)]
     logs = str(bench.folder / "logs")
     return ["--val-data", *data, "--precision", "fp32", "--workers", "0", "--logs-dir", logs, "--name", name, *more]
@@ -102,13 +102,13 @@ def test_options_that_make_no_sense_without_training_are_refused(more: str, word
 
 @pytest.mark.slow
 def test_three_sharded_processes_validate_rows_that_they_do_not_divide(bench: Any, trained: Path) -> None:
-    """compat.md 6 (28): 20 and 50 rows, 8 to a batch on 3 processes: rounded to 9, and the last batch filled up with masked rows."""
+    """compat.md 6 (28): 50 and 20 rows, 8 to a batch on 3 processes: rounded to 9, and the last batch filled up with masked rows."""
     import subprocess
 
     more = flags(
         bench, "three", "--pretrained", str(trained), "--global-val-batch-size", "8", "--fsdp", "--val-tok-ci", "--val-iter-ci", "50"
     )
-    torchrun = bench.command(3, "x")[:7]
+    torchrun = bench.command(3, "x")[:8]
     done = subprocess.run([*torchrun, *more], env=bench.env, cwd=bench.folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert losses(results(bench, "three")) == pytest.approx(losses(results(bench, "a")), rel=1e-6)
