@@ -1,0 +1,65 @@
+"""A failure in a task on one process is known to all of them, and the next task is scored by all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from open_lm.evaluation import tasks_in_training
+from open_lm.evaluation.tasks import Task, TaskFile
+from open_lm.evaluation.tasks_in_training import OpenTasks, TasksConfig, TasksInTraining
+from open_lm.model.config import ModelConfig
+from open_lm.model.transformer import Transformer
+from open_lm.tokenizer import Tokenizer
+
+
+class _End:
+    step, epoch, tokens = 7, 1, 700
+
+
+def _fails_on(rank: int, label: str, function: Any) -> Any:
+    def maybe(task: Task, *rest: Any) -> Any:
+        if task.label == label and torch.distributed.get_rank() == rank:
+            raise OSError(f"{label} is gone")
+        return function(task, *rest)
+
+    return maybe
+
+
+def _score_on_a_process(rank: int, folder: str, weights: dict[str, Tensor], tokenizer_json: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = Transformer(ModelConfig(hidden_dim=32, n_layers=2, n_heads=2, seq_len=64, vocab_size=300))
+    model.load_state_dict(weights)
+    model.train()
+    tasks_in_training.load_data_sets = _fails_on(0, "data", tasks_in_training.load_data_sets)  # type: ignore[attr-defined]
+    tasks_in_training.grade = _fails_on(1, "forward", tasks_in_training.grade)  # type: ignore[attr-defined]
+    tasks = tuple(Task(label, f"{folder}/rows.jsonl", "multiple_choice") for label in ("data", "forward", "whole"))
+    told: list[Any] = []
+    opened = OpenTasks(TaskFile(tasks, None, "fp32"), Tokenizer(tokenizer_json, "tiny"))
+    config = TasksConfig(1, 1, 64, "fp32", rank, 2)
+    TasksInTraining(model, opened, config, Path(folder), lambda metrics, step: told.append((metrics, step))).after_epoch(_End())
+    assert model.training
+    assert told == [] or rank == 0
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_failure_on_one_process_leaves_the_others_in_step(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"query": f"what a {word}", "choices": ["hat", "cat on a mat"], "gold": 0} for word in ("day", "dog", "mat", "cat", "hat")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.multiprocessing.spawn(_score_on_a_process, (str(tmp_path), model.state_dict(), tokenizer.json_text), nprocs=2)
+    line = json.loads((tmp_path / "eval_tasks.jsonl").read_text())
+    assert line["failed"] == {
+        "data/0-shot": "process 0: OSError: data is gone",
+        "forward/0-shot": "process 1: OSError: forward is gone",
+    }
+    assert line["results"].keys() == {"whole/0-shot"}
+    assert line["results"]["whole/0-shot"]["questions"] == 5
