@@ -86,3 +86,9 @@ def test_nothing_unpickles_or_runs_a_shell(repo: Path) -> None:
 def test_the_model_knows_no_parallelism(repo: Path) -> None:
     for path in (repo / "open_lm/model").glob("*.py"):
         assert "distributed" not in path.read_text(encoding="utf-8"), path
+
+
+def test_test_files_have_names_of_their_own(repo: Path) -> None:
+    """Without packages two of one name can't be imported by one process."""
+    names = [path.name for path in (repo / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

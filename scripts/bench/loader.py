@@ -161,10 +161,13 @@ def _training(bench: Bench, many: Data) -> dict[str, Any]:
     """Waiting for the loader, by what the run itself writes."""
     toy = bench.folder / "toy.json"
     toy.write_text(json.dumps({"hidden_dim": 32, "n_layers": 1, "n_heads": 1, "seq_len": 64, "vocab_size": 512}))
+    one = bench.folder / "one_layer.json"
+    one.write_text(json.dumps({"hidden_dim": 96, "n_layers": 1, "n_heads": 4, "seq_len": 2048, "vocab_size": 50_432}))
     _small_shards(bench.folder / "small")
     long, short = bench.steps
     runs = {
         "open_lm_11m, 1 x 2,048 tokens": ("open_lm_11m", many.folder / "npy", 1, 2048, long),
+        "1 layer of width 96, 1 x 2,048 tokens": (str(one), many.folder / "npy", 1, 2048, long),
         "1 layer of width 32, 16 x 64 tokens": (str(toy), bench.folder / "small", 16, 64, short),
     }
     found = {}

@@ -27,7 +27,7 @@ def test_the_quick_start_goes_from_text_to_report(repo: Path, tmp_path: Path) ->
     assert results["finish_line/0-shot"]["accuracy"] > 0.05, "chance is 0"
     page = (out / "report.html").read_text()
     pictures = [p.name for p in out.glob("*.png")]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all(name in page for name in pictures)
     last = json.loads((out / "logs/quickstart/checkpoints/results.jsonl").read_text().splitlines()[-1])[0]
     assert 0 < last["bits_per_byte"] < 3
