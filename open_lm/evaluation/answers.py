@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.icl import Question, Row
+from open_lm.evaluation.models import continue_prompts
 from open_lm.evaluation.precision import autocast
 from open_lm.evaluation.scorer import ScorerOptions, Shape, plan_batches
 from open_lm.evaluation.tasks import Task
-from open_lm.generation import generate
 from open_lm.tokenizer import Tokenizer
 
 _ROOM_FOR_THOUGHT = 10
@@ -44,13 +43,7 @@ def generate_answers(
     for batch in options.processes.share(batches):
         ids = [prompts[i] for i in batch]
         with autocast(device, options.precision):
-            if isinstance(model, HFModel):
-                new = model.generate(ids, max_new_tokens, stop, tokenizer.eot_id)
-            else:
-                room = max(map(len, ids)) + max_new_tokens
-                new = generate(
-                    model, ids, max_new_tokens=max_new_tokens, eot_id=tokenizer.eot_id, max_seq_len=room, stop=stop  # type: ignore[arg-type]
-                )  # fmt: skip
+            new = continue_prompts(model, ids, max_new_tokens, tokenizer.eot_id, stop)
         found.update({i: tokenizer.decode(row, skip_special_tokens=True) for i, row in zip(batch, new, strict=True)})
     merged = options.processes.merge(found)
     return [merged[index] for index in range(len(questions))]

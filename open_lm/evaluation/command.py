@@ -25,6 +25,7 @@ from open_lm.params.fields import UserError, parse_topics
 
 if TYPE_CHECKING:
     from open_lm.evaluation.benchmark import Result
+    from open_lm.evaluation.models import OpenModel
     from open_lm.evaluation.processes import Processes
 
 
@@ -47,7 +48,8 @@ class EvalParams:
     model: str | None = None
     """Named size of the checkpoints, in place of --model-config."""
     tokenizer: str | None = None
-    """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the checkpoint's own, else OpenLM's."""
+    """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the model's own, else OpenLM's. Where --checkpoint and
+    --hf-model are scored together it is that of the checkpoints."""
     backend: Literal["auto", "native", "llm-foundry", "lm-eval"] = "auto"
     """What scores: OpenLM itself (native), LLM Foundry's evaluators in their environment, or lm-evaluation-harness's own tasks (--tasks).
     auto: lm-eval with --tasks, else llm-foundry inside its environment, else native."""
@@ -147,8 +149,18 @@ def _problems(params: EvalParams) -> list[str]:
     backend = choose_backend(params.backend, bool(params.tasks))
     if backend == "lm-eval" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         problems.append("torchrun with several processes: the other backends take them, lm-eval doesn't; run it with python alone")
-    if backend != "native" and params.hf_model:
-        problems.append(f"--hf-model {' '.join(params.hf_model)}: --backend native scores it, {backend} doesn't")
+    problems += _hf_problems(params)
+    return problems
+
+
+def _hf_problems(params: EvalParams) -> list[str]:
+    problems = []
+    for name in params.hf_model:
+        if storage.is_remote(name) or (name.startswith((".", "/", "~")) and not storage.local_path(name).is_dir()):
+            problems.append(f"--hf-model {name}: no such folder; give a folder with a config.json, or a name on the Hugging Face hub")
+    if params.hf_model and not params.checkpoint and (params.model or params.model_config):
+        given = f"--model {params.model}" if params.model else f"--model-config {params.model_config}"
+        problems.append(f"{given}: is for --checkpoint; Hugging Face models carry their configuration")
     return problems
 
 
@@ -208,38 +220,41 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _score_with_foundry(checkpoint: str, params: EvalParams, file: FoundryFile) -> dict[str, Result]:
-    from open_lm.checkpoint.load import load_model
-    from open_lm.evaluation.foundry.bridge import BridgeOptions, score_entries
-    from open_lm.tokenizer import choose_tokenizer
+def _open(name: str, params: EvalParams, device: str | None) -> OpenModel:
+    from open_lm.evaluation.models import open_model
 
-    model, carried = load_model(checkpoint, params.model_config or params.model)
-    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
-    _say(f"{checkpoint}: tokenizer {tokenizer.name}")
+    config = params.model_config or params.model
+    hf = name in params.hf_model
+    tokenizer = None if hf and params.checkpoint else params.tokenizer
+    opened = open_model(name, hf=hf, config=config, tokenizer=tokenizer, device=device)
+    _say(f"{name}: tokenizer {opened.tokenizer.name}")
+    return opened
+
+
+def _score_with_foundry(name: str, params: EvalParams, file: FoundryFile) -> dict[str, Result]:
+    from open_lm.evaluation.foundry.bridge import BridgeOptions, score_entries
+
+    opened = _open(name, params, "cpu")  # Composer's trainer moves it
     options = BridgeOptions(
-        max_seq_len=params.max_seq_len or file.max_seq_len or model.config.seq_len,
+        max_seq_len=params.max_seq_len or file.max_seq_len or opened.seq_len,
         precision=params.precision or file.precision,
         device=choose_device(params.device),
         limit=params.limit,
         cut=params.cut,
     )
 
-    def report(name: str, result: Result, longest: int) -> None:
+    def report(task: str, result: Result, longest: int) -> None:
         size = f"longest request {longest} tokens, {result.seconds:.1f} s"
-        _say(f"{checkpoint}: {name}: {result.accuracy:.4f} ({result.questions} questions, {size})")
+        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {size})")
 
-    return score_entries(model.float(), tokenizer, file, options, report)
+    return score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared)
 
 
 def _score_natively(name: str, params: EvalParams, file: TaskFile, processes: Processes) -> dict[str, Result]:
     from open_lm.evaluation.benchmark import score_tasks
-    from open_lm.evaluation.models import open_model
     from open_lm.evaluation.scorer import ScorerOptions
 
-    opened = open_model(
-        name, hf=name in params.hf_model, config=params.model_config or params.model, tokenizer=params.tokenizer, device=params.device
-    )
-    _say(f"{name}: tokenizer {opened.tokenizer.name}")
+    opened = _open(name, params, params.device)
 
     def report(task: str, result: Result) -> None:
         _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)")
@@ -255,23 +270,21 @@ def _score_natively(name: str, params: EvalParams, file: TaskFile, processes: Pr
     )
 
 
-def _score_with_harness(checkpoint: str, params: EvalParams, tasks: HarnessTasks) -> dict[str, Result]:
-    from open_lm.checkpoint.load import load_model
+def _score_with_harness(name: str, params: EvalParams, tasks: HarnessTasks) -> dict[str, Result]:
     from open_lm.evaluation.lm_eval_backend import score_harness_tasks
     from open_lm.evaluation.scorer import ScorerOptions
-    from open_lm.tokenizer import choose_tokenizer
 
-    model, carried = load_model(checkpoint, params.model_config or params.model, choose_device(params.device))
-    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
-    _say(f"{checkpoint}: tokenizer {tokenizer.name}")
+    opened = _open(name, params, params.device)
     return score_harness_tasks(
-        model.float(),
-        tokenizer,
+        opened.model,
+        opened.tokenizer,
         tasks,
         ScorerOptions(params.batch_tokens, params.precision or "fp32"),
         include_path=params.include_path,
         num_fewshot=params.num_fewshot,
         limit=params.limit,
+        max_length=params.max_seq_len,
+        begin=opened.declared.begin,
     )
 
 

@@ -1,7 +1,8 @@
-"""Stock causal models of Hugging Face transformers behind the scorer: losses of chosen positions, greedy continuations."""
+"""Stock causal models of Hugging Face transformers behind the scorer: logits and losses of chosen positions, greedy continuations."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm import storage
 
 if TYPE_CHECKING:
     import torch.utils.hooks
@@ -27,22 +28,59 @@ class HFModel(nn.Module):
         text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         self.seq_len = next((int(n) for name in _CONTEXT_NAMES if (n := getattr(text, name, None))), DEFAULT_SEQ_LEN)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        tables = (name for name, part in model.named_modules() if isinstance(part, nn.Embedding))
+        self.learned_positions = any("position" in name or name.endswith("wpe") for name in tables)
+
+    @property
+    def own_ends(self) -> tuple[int, ...]:
+        """The ids at which its generation configuration ends a text."""
+        ends = self.model.generation_config.eos_token_id
+        return tuple(ends) if isinstance(ends, (list, tuple)) else () if ends is None else (int(ends),)
+
+    def logits_at(self, input_ids: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """fp32 logits [n, vocab] of flat positions [n] of input_ids [batch, seq].
+
+        Raises:
+            ValueError: more tokens than a model with learned positions has.
+        """
+        self._check_length(input_ids.shape[1])
+        with _only(self.model.get_output_embeddings(), positions) as taken:
+            logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.flatten(0, 1)
+        return (logits if taken() else logits[positions]).float()
 
     def token_losses(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `open_lm.model.head.token_losses`, for flat positions [n] of input_ids [batch, seq] and targets [n]."""
-        with _only(self.model.get_output_embeddings(), positions) as taken:
-            logits = self.model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
-        logits = (logits if taken() else logits[positions]).float()
+        logits = self.logits_at(input_ids, positions)
         return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
+    def _check_length(self, length: int) -> None:
+        if self.learned_positions and length > self.seq_len:
+            raise ValueError(
+                f"--max-seq-len: a request of {length} tokens, and the model has learned positions for {self.seq_len}; "
+                f"give --max-seq-len {self.seq_len}, and no larger max_seq_len to a task"
+            )
+
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Callable[[list[int]], bool], eot_id: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop: Callable[[list[int]], bool],
+        eot_id: int,
+        ends: Sequence[int] = (),
     ) -> list[list[int]]:
-        """Greedy new ids of each prompt, left-padded together, until the end of text (not among them) or where `stop` says so."""
+        """Greedy new ids of each prompt, left-padded together, until the end of text (not among them) or where `stop` says so.
+
+        Args:
+            ends: ids that end a text as well as `eot_id` does.
+
+        Raises:
+            ValueError: more tokens than a model with learned positions has.
+        """
         from transformers import StoppingCriteria, StoppingCriteriaList
 
         device = next(self.parameters()).device
         width = max(map(len, prompts))
+        self._check_length(width + max_new_tokens)
         ids = torch.tensor([[eot_id] * (width - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
 
@@ -53,9 +91,14 @@ class HFModel(nn.Module):
         out = self.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
             temperature=None, top_p=None, top_k=None,
-            pad_token_id=eot_id, eos_token_id=eot_id, stopping_criteria=StoppingCriteriaList([Stop()]),
+            pad_token_id=eot_id, eos_token_id=[eot_id, *ends], stopping_criteria=StoppingCriteriaList([Stop()]),
         )  # fmt: skip
-        return [row[: row.index(eot_id)] if eot_id in row else row for row in out[:, width:].tolist()]
+        return [_before(row, {eot_id, *ends}) for row in out[:, width:].tolist()]
+
+
+def _before(ids: list[int], ends: set[int]) -> list[int]:
+    """The ids before the first end."""
+    return ids[: next((place for place, i in enumerate(ids) if i in ends), len(ids))]
 
 
 class _only:
@@ -79,35 +122,48 @@ class _only:
             self.hook.remove()
 
 
-def load_hf_model(source: str, device: str | torch.device) -> tuple[HFModel, Tokenizer | None]:
-    """A causal model by name or folder in fp32, and the tokenizer beside it (None where there is no tokenizer.json).
+def load_hf_model(source: str, device: str | torch.device) -> HFModel:
+    """A causal model by name or folder, in fp32 and eval mode. Code that comes with it is not run.
 
     Raises:
-        ValueError: nothing to load, or no causal language model, with the remedy.
+        ValueError: nothing to load, weights that don't fit, or no stock causal language model, with the remedy.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
+        model, about = transformers.AutoModelForCausalLM.from_pretrained(
+            hf_source(source), trust_remote_code=False, output_loading_info=True, **{dtype: torch.float32}
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            raise ValueError(
+                f"--hf-model {source}: is made of code that lies beside its weights, which is never run; give a model whose class "
+                "transformers has itself"
+            ) from None
         raise ValueError(
-            f"--hf-model {source}: can't be loaded as a causal language model ({reason}); check name and network, or give a folder"
+            f"--hf-model {source}: can't be loaded as a causal language model ({reason[:200]}); check name and network, or give a folder"
         ) from None
-    return HFModel(model).to(device).float().eval(), _tokenizer_of(source)
+    missing = sorted({*about["missing_keys"]} & {name for name, _ in model.named_parameters()})
+    if missing:
+        raise ValueError(f"--hf-model {source}: its weights lack {len(missing)} tensors, such as {missing[0]}; give the whole model")
+    model = model.float().to(device).eval()
+    if not _looks_back_only(model):
+        raise ValueError(f"--hf-model {source}: its {type(model).__name__} sees the tokens to come; give a causal language model")
+    return HFModel(model)
 
 
-def _tokenizer_of(source: str) -> Tokenizer | None:
-    import json
+@torch.no_grad()
+def _looks_back_only(model: Any) -> bool:
+    """Whether the first token's logits don't depend on the second: of BERT and its like transformers makes a "causal" model, too."""
+    ids = torch.tensor([[0, 1], [0, 2]], device=next(model.parameters()).device)
+    first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max()))
 
-    from open_lm import storage
 
+def hf_source(source: str) -> str:
+    """A folder as a path that transformers takes, or the name as it is."""
     path = storage.local_path(source)
-    if not path.is_dir():
-        return load_tokenizer(source)
-    if not (path / "tokenizer.json").is_file():
-        return None
-    about = path / "tokenizer_config.json"
-    eos = json.loads(about.read_text(encoding="utf-8")).get("eos_token") if about.is_file() else None
-    return load_tokenizer(source, eos.get("content") if isinstance(eos, dict) else eos)
+    return str(path) if path.is_dir() else source

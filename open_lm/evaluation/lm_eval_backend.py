@@ -18,12 +18,14 @@ from lm_eval import simple_evaluate, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
+from torch import nn
 
 from open_lm.evaluation.benchmark import Result
+from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.icl import Request
+from open_lm.evaluation.models import context_length, continue_prompts
+from open_lm.evaluation.precision import autocast
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
-from open_lm.generation import generate
-from open_lm.model.transformer import Transformer
 from open_lm.tokenizer import Tokenizer
 
 SHARES = ("acc", "acc_norm", "exact_match")
@@ -35,12 +37,16 @@ MAX_NEW_TOKENS = 256
 class HarnessModel(TemplateLM):  # type: ignore[misc, unused-ignore]
     """Our model as lm-eval wants one."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, options: ScorerOptions):
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, options: ScorerOptions, max_length: int | None = None, begin: str | None = None
+    ):
+        """max_length: in place of the model's; begin: token before a text without context, where the tokenizer is known to name one."""
         super().__init__()
         self.model, self.text, self.options = model, tokenizer, options
-        self.max_length = model.config.seq_len
+        self.max_length = max_length or context_length(model)
         [empty] = tokenizer.encode_batch([""], special_tokens=True)
-        self._prefix = empty[0] if empty else tokenizer.eot_id
+        named = tokenizer.token_id(begin) if begin else None
+        self._prefix = named if named is not None else empty[0] if empty else tokenizer.eot_id
 
     @property
     def eot_token_id(self) -> int:
@@ -54,7 +60,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text; what the tokenizer puts around one is added unless it is told not to, or is there already."""
-        [ids] = self.text.encode_batch([string], special_tokens=add_special_tokens is not False)
+        begun = add_special_tokens is None and string.startswith(self.text.decode([self._prefix]))
+        [ids] = self.text.encode_batch([string], special_tokens=add_special_tokens is not False and not begun)
         return ids
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
@@ -92,14 +99,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc, unused-ignore]
         room = self.max_length - count
         if room < 1:
             raise ValueError(f"--tasks: {count} new tokens leave no room for a prompt in the model's {self.max_length}")
-        prompt = self.tok_encode(context)[-room:]
-        [new] = generate(self.model, [prompt], max_new_tokens=count, eot_id=self.eot_token_id)
+        prompt = self.tok_encode(context)[-room:] or [self._prefix]
+        ends = self.model.own_ends if isinstance(self.model, HFModel) else ()
+        with autocast(next(self.model.parameters()).device, self.options.precision):
+            [new] = continue_prompts(self.model, [prompt], count, self.eot_token_id, ends=ends)
         text: str = postprocess_generated_text(generation=self.text.decode(new, skip_special_tokens=True), stop=stops, think_end_token=None)
         return text
 
 
 def score_harness_tasks(
-    model: Transformer,
+    model: nn.Module,
     tokenizer: Tokenizer,
     tasks: Sequence[str],
     options: ScorerOptions,
@@ -107,12 +116,15 @@ def score_harness_tasks(
     include_path: str | None = None,
     num_fewshot: int | None = None,
     limit: int | None = None,
+    max_length: int | None = None,
+    begin: str | None = None,
 ) -> dict[str, Result]:
     """Results by `<task>/<n>-shot`, and `<task>:<metric>/<n>-shot` for a task's second share.
 
     Args:
         include_path: folder with task YAMLs of one's own.
         num_fewshot: in place of the tasks' own numbers.
+        max_length, begin: see `HarnessModel`.
 
     Raises:
         ValueError: no such task, or data that can't be had.
@@ -125,7 +137,7 @@ def score_harness_tasks(
         )
     start = time.perf_counter()
     told = simple_evaluate(
-        HarnessModel(model, tokenizer, options),
+        HarnessModel(model, tokenizer, options, max_length, begin),
         tasks=list(tasks),
         num_fewshot=num_fewshot,
         limit=limit,

@@ -5,46 +5,23 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from stock_models import SIZES, save, stock, with_begin
 
-from open_lm.evaluation.command import run_eval
-from open_lm.evaluation.hf_model import HFModel
+from open_lm.evaluation.command import parse_eval, run_eval
+from open_lm.evaluation.hf_model import HFModel, load_hf_model
+from open_lm.evaluation.hf_tokenizer import load_hf_tokenizer
 from open_lm.evaluation.icl import Request
+from open_lm.evaluation.models import open_model
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
+from open_lm.params.fields import UserError
 from open_lm.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow  # to import transformers takes seconds
-WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-SIZES = {
-    "llama": {**WIDTHS, "num_hidden_layers": 2},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
-    "gemma2": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-    },
-}  # gemma2 caps its logits, gpt2 ties its head
-
-
-def stock(kind: str) -> Any:
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(
-        kind, vocab_size=300, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0, **SIZES[kind]
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20)  # random heads say nothing
-    return model.eval()
-
 
 REQUESTS = [Request([5, 6, 7, 8, 9], 3), Request([4, 4], 1), Request(list(range(20)), 15)]
 
@@ -79,14 +56,8 @@ def test_prompts_of_unequal_length_continue_greedily_as_they_do_alone() -> None:
     assert first == alone[0][:2]
 
 
-def save(folder: Path, tokenizer: Tokenizer) -> None:
-    stock("llama").save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(tokenizer.json_text)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
-
-
 def test_the_command_scores_a_folder_of_a_stock_model(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
-    save(tmp_path / "llama", tokenizer)
+    save(tmp_path / "llama", stock("llama"), tokenizer)
     rows = [
         {"context": f"a cat saw {i}", "answer": "a hat", "query": f"a cat {i}", "choices": ["a hat", "a mat"], "gold": i % 2}
         for i in range(6)
@@ -105,11 +76,97 @@ def test_the_command_scores_a_folder_of_a_stock_model(tmp_path: Path, tokenizer:
     assert "llama" in capsys.readouterr().out
 
 
-def test_what_is_no_model_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "tasks.yaml").write_text("icl_tasks: []")
-    (tmp_path / "empty").mkdir()
-    from open_lm.evaluation.hf_model import load_hf_model
+def load(folder: Path) -> HFModel:
+    return load_hf_model(str(folder), "cpu")
 
+
+def test_what_is_no_model_is_one_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"--hf-model .*empty: can't be loaded") as error:
-        load_hf_model(str(tmp_path / "empty"), "cpu")
+        load(tmp_path / "empty")
     assert "\n" not in str(error.value)
+    (tmp_path / "tasks.yaml").write_text("icl_tasks: []")
+    with pytest.raises(UserError, match=r"--hf-model \./gone: no such folder"):
+        parse_eval(["--eval-yaml", str(tmp_path / "tasks.yaml"), "--hf-model", "./gone"])
+    folder = save(tmp_path / "part", stock("llama"), tokenizer)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"its weights lack 1 tensors, such as model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(folder)
+
+
+def test_a_model_that_sees_the_tokens_to_come_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, architectures=["BertLMHeadModel"]
+    )
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="its BertLMHeadModel sees the tokens to come; give a causal language model"):
+        load(tmp_path)
+
+
+def test_code_beside_the_weights_is_not_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    ran = tmp_path / "ran"
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+    stranger = save(tmp_path / "stranger", stock("llama"), tokenizer, auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
+    (stranger / "evil.py").write_text(code + "class Tokenizer: pass\nclass Config: pass\nclass Model: pass\n")
+    config = json.loads((stranger / "config.json").read_text())
+    more = {"model_type": "stranger", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (stranger / "config.json").write_text(json.dumps(config | more))
+    with pytest.raises(ValueError, match="code that lies beside its weights, which is never run"):
+        load(stranger)
+    assert load_hf_tokenizer(str(stranger))[0].eot_token == "<|endoftext|>"
+    (stranger / "config.json").write_text(json.dumps(config | {"auto_map": more["auto_map"]}))
+    assert load(stranger).vocab_size == 300  # a stock class, whatever lies beside it
+    assert not ran.exists()
+
+
+@torch.no_grad()
+def test_weights_in_bfloat16_are_scored_in_fp32(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    low = stock("gpt2").to(torch.bfloat16)
+    model = load(save(tmp_path / "low", low, tokenizer))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    found = score_requests(model, REQUESTS, ScorerOptions())
+    wide = score_requests(HFModel(low.float()), REQUESTS, ScorerOptions())
+    assert [score.perplexity for score in found] == pytest.approx([score.perplexity for score in wide], rel=1e-6)
+    rough = score_requests(model, REQUESTS, ScorerOptions(precision="amp_bfloat16"))
+    assert [s.perplexity for s in rough] != [s.perplexity for s in found]
+    assert [s.perplexity for s in rough] == pytest.approx([s.perplexity for s in found], rel=0.2)
+
+
+def test_learned_positions_end_where_they_end(tokenizer: Tokenizer) -> None:
+    model = HFModel(stock("gpt2"))
+    with pytest.raises(ValueError, match=r"a request of 69 tokens, and the model has learned positions for 64; give --max-seq-len 64"):
+        score_requests(model, [Request([5] * 70, 3)], ScorerOptions())
+    with pytest.raises(ValueError, match="give --max-seq-len 64"):
+        model.generate([[5] * 60], 5, lambda ids: False, eot_id=0)
+    score_requests(HFModel(stock("llama")), [Request([5] * 70, 3)], ScorerOptions())
+
+
+def test_tokenizers_come_from_a_folder_a_file_or_what_transformers_makes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A begin of sequence is told and put before texts; a vocabulary of the model beyond the tokenizer's is fine, the other way isn't."""
+    begun = with_begin(tokenizer)
+    folder = save(tmp_path / "a", stock("llama", 320), begun, bos_token="<s>", pad_token="zzz")
+    opened = open_model(str(folder), hf=True, config=None, tokenizer=None, device="cpu")
+    assert (opened.declared.begin, opened.declared.pad, opened.tokenizer.sha256) == ("<s>", None, begun.sha256)
+    assert opened.tokenizer.encode_batch(["a cat"], special_tokens=True)[0][0] == begun.token_id("<s>")
+    (tmp_path / "other.json").write_text(tokenizer.json_text)
+    named = open_model(str(folder), hf=True, config=None, tokenizer=str(tmp_path / "other.json"), device="cpu")
+    assert named.tokenizer.sha256 == tokenizer.sha256 and named.declared.begin is None
+    small = save(tmp_path / "small", stock("llama", begun.vocab_size - 1), begun)
+    with pytest.raises(ValueError, match=f"has ids up to .*, the model knows {begun.vocab_size - 1}"):
+        open_model(str(small), hf=True, config=None, tokenizer=None, device="cpu")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"a sentencepiece file")
+    with pytest.raises(ValueError, match=r"--hf-model .*: has no tokenizer that can be read .*tokenizer\.json with --tokenizer") as error:
+        open_model(str(folder), hf=True, config=None, tokenizer=None, device="cpu")
+    assert "\n" not in str(error.value)
+    content = json.loads(tokenizer.json_text)["model"]
+    old = tmp_path / "old"
+    stock("gpt2").save_pretrained(old)  # as the first models came: vocab.json and merges.txt
+    (old / "vocab.json").write_text(json.dumps(content["vocab"]))
+    (old / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in content["merges"]) + "\n")
+    text = "a cat saw what a day!"
+    assert open_model(str(old), hf=True, config=None, tokenizer=None, device="cpu").tokenizer.encode(text) == tokenizer.encode(text)

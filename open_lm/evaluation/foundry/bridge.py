@@ -1,4 +1,4 @@
-"""A model of ours on LLM Foundry's evaluators: entries of a task YAML -> one `Result` by task name, and by category where there are.
+"""Any model on LLM Foundry's evaluators: entries of a task YAML -> one `Result` by task name, and by category where there are.
 
 Composer's trainer runs the evaluators, LLM Foundry's metrics count; the model sees ids [batch, seq] and gives fp32 logits
 [batch, seq, vocab], or generates text. With torchrun each process takes its share of the questions.
@@ -39,8 +39,10 @@ from open_lm import storage
 from open_lm.evaluation.benchmark import Result
 from open_lm.evaluation.foundry.datasets import CLASSES, PREFIX, ShortRequests
 from open_lm.evaluation.foundry.entries import METRICS, Entry, FoundryFile
+from open_lm.evaluation.hf_model import HFModel
+from open_lm.evaluation.hf_tokenizer import Declared
+from open_lm.evaluation.models import context_length, continue_prompts
 from open_lm.evaluation.precision import Precision as OurPrecision
-from open_lm.generation import generate
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError, nearest
 from open_lm.tokenizer import Tokenizer
@@ -90,7 +92,7 @@ class RowLogits:
 class OpenLM(ComposerModel):
     """The model as Composer's trainer wants it: ids [batch, seq] to logits at the continuations, or to texts."""
 
-    def __init__(self, model: Transformer, tokenizer: Any):
+    def __init__(self, model: Transformer | HFModel, tokenizer: Any):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         metrics = (InContextLearningMultipleChoiceAccuracy, InContextLearningLMAccuracy, InContextLearningGenerationExactMatchAccuracy)
@@ -104,10 +106,14 @@ class OpenLM(ComposerModel):
         width = batch["input_ids"].shape[1]
         places = [span - 1 + row * width for row, span in enumerate(batch["continuation_indices"])]
 
+        if isinstance(self.model, HFModel):  # the mask as LLM Foundry gives it to such a model
+            logits = self.model.logits_at(batch["input_ids"], torch.cat(places), batch["attention_mask"])
+            return ContinuationLogits(places, logits.split([len(place) for place in places]), width)
+
         def head(hidden: Tensor, weight: Tensor) -> Tensor:
             return F.linear(hidden.flatten(0, 1)[torch.cat(places)], weight).float()
 
-        logits: Tensor = self.model(batch["input_ids"], head=head)
+        logits = self.model(batch["input_ids"], head=head)
         return ContinuationLogits(places, logits.split([len(place) for place in places]), width)
 
     def loss(self, outputs: Any, batch: Any) -> Any:
@@ -128,7 +134,7 @@ class OpenLM(ComposerModel):
         settings = batch["generation_kwargs"]
         firsts = batch["attention_mask"].int().argmax(dim=1).tolist()
         prompts = [row[first:].tolist() for row, first in zip(batch["input_ids"], firsts, strict=True)]
-        new = generate(self.model, prompts, max_new_tokens=settings["max_new_tokens"], eot_id=settings["eos_token_id"])
+        new = continue_prompts(self.model, prompts, settings["max_new_tokens"], settings["eos_token_id"])
         return [self.space + text for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def get_metrics(self, is_train: bool) -> dict[str, Any]:
@@ -141,20 +147,27 @@ class OpenLM(ComposerModel):
         return {}
 
 
-def foundry_tokenizer(tokenizer: Tokenizer) -> Any:
-    """Ours as a transformers tokenizer: its own end of text, and <|padding|> where it has one."""
+def foundry_tokenizer(tokenizer: Tokenizer, declared: Declared | None = None) -> Any:
+    """Ours as a transformers tokenizer: its own end of text, what its files declare, and <|padding|> where it has one."""
     from transformers import PreTrainedTokenizerFast
 
-    pad = {"pad_token": PAD_TOKEN} if tokenizer.token_id(PAD_TOKEN) is not None else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token=tokenizer.eot_token, **pad)
+    declared = declared or Declared()
+    named = {"bos_token": declared.begin, "pad_token": declared.pad or (PAD_TOKEN if tokenizer.token_id(PAD_TOKEN) is not None else None)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend,
+        eos_token=tokenizer.eot_token,
+        clean_up_tokenization_spaces=declared.clean_up,
+        **{name: token for name, token in named.items() if token},
+    )
 
 
 def score_entries(
-    model: Transformer,
+    model: Transformer | HFModel,
     tokenizer: Tokenizer,
     file: FoundryFile,
     options: BridgeOptions,
     report: Callable[[str, Result, int], None] = lambda name, result, longest: None,
+    declared: Declared | None = None,
 ) -> dict[str, Result]:
     """Results by `<label>/<n>-shot[/<category>]`; `report` hears of each, with its longest request in tokens, as it is ready.
 
@@ -167,7 +180,7 @@ def score_entries(
     dist.initialize_dist(device, timeout=TIMEOUT)
     reproducibility.seed_all(file.seed)
     datasets.disable_progress_bars()
-    theirs = foundry_tokenizer(tokenizer)
+    theirs = foundry_tokenizer(tokenizer, declared)
     precision = Precision.AMP_BF16 if options.precision == "amp_bfloat16" else Precision.FP32
     composed = OpenLM(model, theirs)
     with warnings.catch_warnings():
@@ -177,7 +190,7 @@ def score_entries(
     for entry in file.entries:
         with _scratch() as folder:
             start = time.perf_counter()
-            evaluators = _evaluators(entry, theirs, options, file.batch_size, model.config.seq_len, folder)
+            evaluators = _evaluators(entry, theirs, options, file.batch_size, context_length(model), folder)
             for evaluator in evaluators:
                 results[evaluator.label] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
                 report(evaluator.label, results[evaluator.label], _dataset(evaluator).longest)
