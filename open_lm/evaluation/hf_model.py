@@ -131,7 +131,9 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    model: Any
+    about: Any
+    dtype: Any = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     try:
         model, about = transformers.AutoModelForCausalLM.from_pretrained(
             hf_source(source), trust_remote_code=False, output_loading_info=True, **{dtype: torch.float32}
