@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's tasks on our scorer; runs where the extra [eval] is installed."""
+"""lm-evaluation-harness's tasks on our scorer (the extra [eval], which the test environment has)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def asked(*args: object) -> SimpleNamespace:
 
 
 def test_log_likelihoods_are_sums_over_the_continuation(model: Transformer, tokenizer: Tokenizer) -> None:
-    pytest.importorskip("lm_eval")
     from open_lm.evaluation.lm_eval_backend import HarnessModel
     from open_lm.evaluation.scorer import ScorerOptions
 
@@ -59,7 +58,6 @@ def test_log_likelihoods_are_sums_over_the_continuation(model: Transformer, toke
 def test_a_task_of_ones_own_is_scored_with_lm_evals_metrics(
     tmp_path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lm_eval")
     from open_lm.evaluation import lm_eval_backend
     from open_lm.evaluation.lm_eval_backend import score_harness_tasks
     from open_lm.evaluation.scorer import ScorerOptions

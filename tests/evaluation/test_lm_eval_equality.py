@@ -18,7 +18,6 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.tokenizer import Tokenizer
 
-pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow
 
 WORDS = ["what a day", "a cat", "a dog saw", "a hat on a mat", "that mat", "a saw", "what", "a day and a hat"]
