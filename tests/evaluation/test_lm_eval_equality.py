@@ -108,10 +108,9 @@ def check(folder: Path, opened: OpenModel, tasks: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_stock_model_is_scored_as_by_lm_evals_own(kind: str, tmp_path: Path, tokenizer: Tokenizer, tasks: str) -> None:
-    """gpt2 has learned positions and a tokenizer that adds nothing; llama's puts <s> before every text."""
-    begun = with_begin(tokenizer) if kind == "llama" else tokenizer
-    more = {"bos_token": "<s>" if kind == "llama" else "<|endoftext|>"}
-    folder = save(tmp_path / kind, stock(kind, 310), begun, **more)
+    """gpt2 has learned positions and a tokenizer that names a begin of text but adds none; llama's puts it before every text."""
+    begun = with_begin(tokenizer, put=kind == "llama")
+    folder = save(tmp_path / kind, stock(kind, 310), begun, bos_token="<s>")
     check(folder, open_model(str(folder), hf=True, config=None, tokenizer=None, device="cpu"), tasks)
 
 
