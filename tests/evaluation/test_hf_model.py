@@ -86,8 +86,9 @@ def test_what_is_no_model_is_one_line(tmp_path: Path, tokenizer: Tokenizer) -> N
         load(tmp_path / "empty")
     assert "\n" not in str(error.value)
     (tmp_path / "tasks.yaml").write_text("icl_tasks: []")
-    with pytest.raises(UserError, match=r"--hf-model \./gone: no such folder"):
-        parse_eval(["--eval-yaml", str(tmp_path / "tasks.yaml"), "--hf-model", "./gone"])
+    with pytest.raises(UserError, match=r"--hf-model \./gone: no such folder") as error:
+        parse_eval(["--eval-yaml", str(tmp_path / "tasks.yaml"), "--hf-model", "./gone", "--model", "open_lm_1b"])
+    assert "--model open_lm_1b: is for --checkpoint; Hugging Face models carry their configuration" in str(error.value)
     folder = save(tmp_path / "part", stock("llama"), tokenizer)
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
