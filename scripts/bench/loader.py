@@ -240,6 +240,7 @@ def _versions(bench: Bench) -> Mapping[str, str]:
 
     own = {name: version(name) for name in ("torch", "numpy", "webdataset", "orjson")}
     own["isal"] = version("isal") if find_spec("isal") else "none"
+    own["pysimdjson"] = version("pysimdjson") if find_spec("simdjson") else "none"
     peers = ("mosaicml-streaming", "torch", "numpy")
     peer = versions(environment(REQUIREMENTS), peers) if "mds" in bench.parts else {}
     of_peer = {name if name == peers[0] else f"{name} of {peers[0]}": found for name, found in peer.items()}
