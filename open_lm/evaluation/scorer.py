@@ -116,9 +116,10 @@ def _score_batch(model: nn.Module, requests: Sequence[Request], groups: Sequence
     owners, losses, correct = (torch.cat(column) for column in zip(*parts, strict=True))
     zeros = torch.zeros(len(members), dtype=torch.float32, device=device)
     counts = torch.bincount(owners, minlength=len(members))
-    perplexity = torch.exp(zeros.index_add(0, owners, losses.float()) / counts)
+    sums = zeros.index_add(0, owners, losses.float())
     wrong = zeros.index_add(0, owners, (~correct).float())
-    return {index: Score(p, w == 0) for index, p, w in zip(members, perplexity.tolist(), wrong.tolist(), strict=True)}
+    columns = (torch.exp(sums / counts).tolist(), wrong.tolist(), sums.tolist())
+    return {index: Score(p, w == 0, loss) for index, p, w, loss in zip(members, *columns, strict=True)}
 
 
 @dataclass
