@@ -105,7 +105,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc, unused-ignore]
         for (count, stops), members in groups.items():
             contexts = self.text.encode_batch([requests[i].args[0] for i in members], special_tokens=True)
             prompts = [ids[-(self.max_length - count) :] for ids in contexts]
-            for batch in plan_batches([Shape(len(ids) + count) for ids in prompts], self.options.batch_tokens):
+            for batch in plan_batches([Shape(len(ids) + count) for ids in prompts], self.options.generated_tokens):
                 found = self._generate([prompts[i] for i in batch], count, stops)
                 texts.update({members[i]: text for i, text in zip(batch, found, strict=True)})
         return [texts[index] for index in range(len(requests))]

@@ -84,7 +84,9 @@ def _harness_task(task: Mapping[str, Any], data: Path) -> dict[str, Any]:
 def twin_config(values: Mapping[str, Any]) -> ModelConfig:
     """A model of the same shape that Llama's class computes too."""
     config = model_config_from(values, "benchmark")
-    return replace(config, model_norm="rms_norm", qk_norm=False, positional_embedding_type="rotary", ffn_type="swiglu", post_embed_norm=False)
+    return replace(
+        config, model_norm="rms_norm", qk_norm=False, positional_embedding_type="rotary", ffn_type="swiglu", post_embed_norm=False
+    )
 
 
 def write_twins(config: ModelConfig, tokenizer: Path, folder: Path) -> tuple[Path, Path, Path]:

@@ -96,9 +96,7 @@ def alone(model: Transformer, tokenizer: Tokenizer, inputs: Mapping[str, Any]) -
     from scripts.bench.evaluate_foundry import LLMFoundry
 
     foundry = LLMFoundry(model, tokenizer, MAX_SEQ_LEN)
-    return lambda request: foundry.score(
-        task_file(Path(inputs["tasks"]), request["name"]), request["batch_size"], request["questions"]
-    )
+    return lambda request: foundry.score(task_file(Path(inputs["tasks"]), request["name"]), request["batch_size"], request["questions"])
 
 
 def harness(model: Transformer, tokenizer: Tokenizer, inputs: Mapping[str, Any]) -> Answer:
