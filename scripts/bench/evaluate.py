@@ -188,9 +188,7 @@ def _backends(options: BenchOptions, folder: Path, part: str) -> tuple[dict[str,
     about = {name: worker.about for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
-    print(
-        f"{part}: LLM Foundry alone scored {questions} questions of each task (or a batch of {size}), its time for all is reckoned from them"
-    )
+    print(f"{part}: LLM Foundry alone scored {questions} questions of each task (whole batches of {size}) and is reckoned from them")
     return runs, about
 
 
