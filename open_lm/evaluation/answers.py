@@ -37,7 +37,7 @@ def generate_answers(
     """What the model answers, in the order of the questions."""
     prompts = [question.requests[0].input_ids for question in questions]
     stop = _stops(task, tokenizer)
-    batches = plan_batches([Shape(len(ids) + max_new_tokens) for ids in prompts], options.batch_tokens)
+    batches = plan_batches([Shape(len(ids) + max_new_tokens) for ids in prompts], options.generated_tokens)
     device = next(model.parameters()).device
     found: dict[int, str] = {}
     for batch in options.processes.share(batches):

@@ -73,8 +73,9 @@ class EvalParams:
     """Where the model runs, such as cpu or cuda:0. Default: cuda where there is one."""
     precision: Precision | None = None
     """Arithmetic of the model. Default: the YAML's, else fp32."""
-    batch_tokens: int = 16384
-    """Tokens of a batch, padding included; of the native backend (LLM Foundry's is the YAML's device_eval_batch_size)."""
+    batch_tokens: int | None = None
+    """Tokens of a batch, padding included; of the native backend (LLM Foundry's is the YAML's device_eval_batch_size). Default: 16384, but
+    1024 for scoring on a CPU."""
     cut: bool = True
     """With llm-foundry, pad to the longest request of a batch; --no-cut pads to max_seq_len as LLM Foundry does, for the same scores."""
 

@@ -72,6 +72,8 @@ class Score:
     """exp of the mean loss over the continuation's tokens, fp32; nan for an empty continuation."""
     greedy: bool
     """True when every token of the continuation is the model's first choice."""
+    loss: float = math.nan
+    """Sum of the losses of the continuation's tokens, fp32; 0 for an empty continuation."""
 
 
 def read_rows(task: Task) -> list[Row]:

@@ -10,7 +10,6 @@ Imported where lm-eval is installed only.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.icl import Request
 from open_lm.evaluation.models import context_length, continue_prompts
 from open_lm.evaluation.precision import autocast
-from open_lm.evaluation.scorer import ScorerOptions, score_requests
+from open_lm.evaluation.scorer import ScorerOptions, Shape, plan_batches, score_requests
 from open_lm.tokenizer import Tokenizer
 
 SHARES = ("acc", "acc_norm", "exact_match")
@@ -61,15 +60,41 @@ class HarnessModel(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text; what the tokenizer puts around one is added unless it is told not to, or is there already."""
-        begun = add_special_tokens is None and string.startswith(self.text.decode([self._prefix]))
-        [ids] = self.text.encode_batch([string], special_tokens=add_special_tokens is not False and not begun)
+        if add_special_tokens is None:
+            return self._encode([string])[0]
+        [ids] = self.text.encode_batch([string], special_tokens=add_special_tokens)
         return ids
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of whole texts, tokenised together."""
+        begin = self.text.decode([self._prefix])
+        bare = iter(self.text.encode_batch([text for text in texts if text.startswith(begin)]))
+        begun = iter(self.text.encode_batch([text for text in texts if not text.startswith(begin)], special_tokens=True))
+        return [next(bare if text.startswith(begin) else begun) for text in texts]
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation after its context, and whether it is the greedy one. All texts are tokenised together."""
+        pairs = [request.args for request in requests]
+        empty = [continuation for context, continuation in pairs if not context]
+        afters = iter(self.text.encode_batch(empty))
+        moved = [_move_space(*pair) for pair in pairs if pair[0]]
+        wholes = iter(self._encode([context + continuation for context, continuation in moved]))
+        contexts = list(dict.fromkeys(context for context, _ in moved))
+        before = dict(zip(contexts, self._encode(contexts), strict=True))
+        lefts = iter(before[context] for context, _ in moved)
+        encoded = []
+        for pair in pairs:
+            if pair[0]:
+                left, whole = next(lefts), next(wholes)
+                encoded.append((pair, left, whole[len(left) :]))
+            else:
+                ids = next(afters)
+                encoded.append((pair, ids[:1], ids[1:]) if ids[:1] == [self._prefix] else (pair, [self._prefix], ids))
+        return self._loglikelihood_tokens(encoded)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         asked = [self._request(context, continuation) for _, context, continuation in requests]
-        scores = score_requests(self.model, asked, self.options)
-        counts = [len(request.input_ids) - request.start for request in asked]
-        return [(-math.log(score.perplexity) * count, score.greedy) for score, count in zip(scores, counts, strict=True)]
+        return [(-score.loss, score.greedy) for score in score_requests(self.model, asked, self.options)]
 
     def _request(self, context: list[int], continuation: list[int]) -> Request:
         ids = (context + continuation)[-(self.max_length + 1) :]
@@ -88,24 +113,47 @@ class HarnessModel(TemplateLM):  # type: ignore[misc, unused-ignore]
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy text of each request, up to its first stop string."""
-        return [self._generate(context, dict(settings)) for context, settings in (request.args for request in requests)]
+        """Greedy text of each request, up to its first stop string; those of equal settings are generated together."""
+        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for index, (_, settings) in enumerate(request.args for request in requests):
+            groups.setdefault(self._settings(dict(settings)), []).append(index)
+        texts: dict[int, str] = {}
+        for (count, stops), members in groups.items():
+            contexts = self._encode([requests[i].args[0] for i in members])
+            prompts = [ids[-(self.max_length - count) :] or [self._prefix] for ids in contexts]
+            for batch in plan_batches([Shape(len(ids) + count) for ids in prompts], self.options.generated_tokens):
+                found = self._generate([prompts[i] for i in batch], count, stops)
+                texts.update({members[i]: text for i, text in zip(batch, found, strict=True)})
+        return [texts[index] for index in range(len(requests))]
 
-    def _generate(self, context: str, settings: dict[str, Any]) -> str:
-        settings = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
+    def _settings(self, given: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """Most new tokens, and the stop strings."""
+        settings = normalize_gen_kwargs(given, MAX_NEW_TOKENS)
         if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
             raise ValueError(f"--tasks: generation with {settings}: this backend generates greedily")
-        stops = handle_stop_sequences(list(settings.get("until") or []), eos=self.text.decode([self.eot_token_id]))
-        count = settings["max_gen_toks"]
-        room = self.max_length - count
-        if room < 1:
+        count = int(settings["max_gen_toks"])
+        if self.max_length - count < 1:
             raise ValueError(f"--tasks: {count} new tokens leave no room for a prompt in the model's {self.max_length}")
-        prompt = self.tok_encode(context)[-room:] or [self._prefix]
+        return count, tuple(handle_stop_sequences(list(settings.get("until") or []), eos=self.text.decode([self.eot_token_id])))
+
+    def _generate(self, prompts: Sequence[list[int]], count: int, stops: Sequence[str]) -> list[str]:
+        marks = [mark for mark in stops if mark]
+
+        def stop(ids: list[int]) -> bool:
+            text = self.text.decode(ids, skip_special_tokens=True)
+            return any(mark in text for mark in marks)
+
         ends = self.model.own_ends if isinstance(self.model, HFModel) else ()
         with autocast(next(self.model.parameters()).device, self.options.precision):
-            [new] = continue_prompts(self.model, [prompt], count, self.eot_token_id, ends=ends)
-        text: str = postprocess_generated_text(generation=self.text.decode(new, skip_special_tokens=True), stop=stops, think_end_token=None)
-        return text
+            new = continue_prompts(self.model, prompts, count, self.eot_token_id, stop, ends)
+        texts = [self.text.decode(ids, skip_special_tokens=True) for ids in new]
+        return [str(postprocess_generated_text(generation=text, stop=marks, think_end_token=None)) for text in texts]
+
+
+def _move_space(context: str, continuation: str) -> tuple[str, str]:
+    """The white space that ends a context begins its continuation, as lm-eval wants it."""
+    bare = context.rstrip()
+    return bare, context[len(bare) :] + continuation
 
 
 def score_harness_tasks(

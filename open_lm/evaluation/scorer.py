@@ -30,10 +30,20 @@ PAD = 0
 class ScorerOptions:
     """How requests are run; none of it changes a score but the precision."""
 
-    batch_tokens: int = 16384
-    """Padded tokens of a batch; one group is always taken, however long."""
+    batch_tokens: int | None = None
+    """Padded tokens of a batch; one group is always taken, however long. None: 16384, but 1024 for scoring on a CPU, whose caches hold
+    what a model makes of so many."""
     precision: Precision = "fp32"
     processes: Processes = field(default_factory=Processes)
+
+    def scored_tokens(self, device: torch.device) -> int:
+        """Of a batch that is read once."""
+        return self.batch_tokens or (1024 if device.type == "cpu" else 16384)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Of a batch that is read and continued; each step reads the weights once for all of its rows, so that wide ones are cheap."""
+        return self.batch_tokens or 16384
 
 
 class Shape(NamedTuple):
@@ -88,14 +98,23 @@ def plan_batches(shapes: Sequence[Shape], batch_tokens: int) -> list[list[int]]:
 
 
 def score_requests(model: nn.Module, requests: Sequence[Request], options: ScorerOptions) -> list[Score]:
-    """Scores in the order of the requests. `model` is left as it is and should be in eval mode."""
+    """Scores in the order of the requests; equal requests are scored once, so that they tie. `model` is left as it is and should be in
+    eval mode.
+    """
+    keys = [(tuple(request.input_ids), request.start) for request in requests]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    scores = _score_all(model, [Request(list(ids), start) for ids, start in places], options)
+    return [scores[places[key]] for key in keys]
+
+
+def _score_all(model: nn.Module, requests: Sequence[Request], options: ScorerOptions) -> dict[int, Score]:
     groups = group_requests(requests, share=isinstance(model, Transformer))
     shapes = [Shape(g.prefix, len(g.members), max(len(requests[i].input_ids) - 1 - g.prefix for i in g.members)) for g in groups]
     found: dict[int, Score] = {}
-    for batch in options.processes.share(plan_batches(shapes, options.batch_tokens)):
+    device = next(model.parameters()).device
+    for batch in options.processes.share(plan_batches(shapes, options.scored_tokens(device))):
         found.update(_score_batch(model, requests, [groups[i] for i in batch], options.precision))
-    scores = options.processes.merge(found)
-    return [scores[index] for index in range(len(requests))]
+    return options.processes.merge(found)
 
 
 @torch.no_grad()
@@ -116,9 +135,10 @@ def _score_batch(model: nn.Module, requests: Sequence[Request], groups: Sequence
     owners, losses, correct = (torch.cat(column) for column in zip(*parts, strict=True))
     zeros = torch.zeros(len(members), dtype=torch.float32, device=device)
     counts = torch.bincount(owners, minlength=len(members))
-    perplexity = torch.exp(zeros.index_add(0, owners, losses.float()) / counts)
+    sums = zeros.index_add(0, owners, losses.float())
     wrong = zeros.index_add(0, owners, (~correct).float())
-    return {index: Score(p, w == 0) for index, p, w in zip(members, perplexity.tolist(), wrong.tolist(), strict=True)}
+    columns = (torch.exp(sums / counts).tolist(), wrong.tolist(), sums.tolist())
+    return {index: Score(p, w == 0, loss) for index, p, w, loss in zip(members, *columns, strict=True)}
 
 
 @dataclass

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits held at once: 64 MiB of fp32 on a CPU, 1 GiB on a GPU."""
+_SCORED_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""The same where no gradient is wanted: on a CPU as many as its caches hold."""
 
 
 class LossSums(NamedTuple):
@@ -58,12 +59,21 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     """
     losses, correct = [], []
     hidden, weight = _compute_dtype(hidden, weight)
-    rows = rows_per_chunk(weight.shape[0], hidden.device)
+    rows = max(1, _SCORED_LOGITS.get(hidden.device.type, 1 << 22) // weight.shape[0])
     for h, t in zip(hidden.split(rows), targets.split(rows)):
-        logits = _logits(h, weight)
-        losses.append(F.cross_entropy(logits, t.clamp(min=-1), ignore_index=-1, reduction="none"))
-        correct.append(logits.argmax(-1) == t)
+        loss, right = _losses_of(_logits(h, weight), t.clamp(min=0))
+        losses.append(loss.where(t >= 0, 0.0))
+        correct.append(right & (t >= 0))
     return torch.cat(losses), torch.cat(correct)
+
+
+def _losses_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of each target and whether it is the first of the highest logits; overwrites `logits` [rows, vocab]."""
+    found, highest = logits.gather(1, targets[:, None])[:, 0], logits.amax(-1)
+    right = found == highest
+    tied = right.nonzero()[:, 0]  # argmax is slow on a CPU, and few rows need it
+    right[tied] = logits[tied].argmax(-1) == targets[tied]
+    return logits.sub_(highest[:, None]).exp_().sum(-1).log_() - (found - highest), right
 
 
 def _compute_dtype(*tensors: Tensor) -> list[Tensor]:

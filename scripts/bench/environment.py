@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sysconfig
 import venv
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +18,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OPENLM_CACHE") or Path(base) / "open_lm")
 
 
-def environment(requirements: Path) -> Path:
+def environment(requirements: Path, on_ours: bool = False) -> Path:
     """The Python of the environment of a file `requirements-NAME.txt`, made where it is missing.
+
+    Args:
+        on_ours: with the packages of this Python below it, so that it holds only what they lack.
 
     Raises:
         RuntimeError: packages can't be installed.
     """
-    name, key = requirements.stem.removeprefix("requirements-"), hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
+    below = sysconfig.get_path("purelib") if on_ours else ""
+    content = requirements.read_bytes() + below.encode()
+    name, key = requirements.stem.removeprefix("requirements-"), hashlib.sha256(content).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{key}"
     python, stamp = folder / "bin/python", folder / ".openlm-stamp"
     if not stamp.exists():
         venv.create(folder, with_pip=True, clear=True)
+        if on_ours:
+            here = subprocess.run(
+                [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
+            )
+            Path(here.stdout.strip(), "below.pth").write_text(below + "\n")
         install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
         done = subprocess.run(install, capture_output=True, text=True)
         if done.returncode:

@@ -54,6 +54,47 @@ def test_log_likelihoods_are_sums_over_the_continuation(model: Transformer, toke
     assert len(answer) > 2 and answer.startswith(stopped) and len(stopped) < len(answer)
 
 
+def test_requests_of_equal_settings_are_continued_together_with_the_texts_that_each_gets_alone(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    from open_lm.evaluation import lm_eval_backend
+    from open_lm.evaluation.scorer import ScorerOptions
+
+    ours, sizes = lm_eval_backend.HarnessModel(model, tokenizer, ScorerOptions()), []
+    plain = lm_eval_backend.generate
+    monkeypatch.setattr(
+        lm_eval_backend, "generate", lambda model, prompts, **more: sizes.append(len(prompts)) or plain(model, prompts, **more)
+    )
+    contexts = ["what a day", "a cat", "a dog saw a hat on a mat and a cat", "a mat " * 40]
+    short, long = {"until": ["zzz"], "max_gen_toks": 4}, {"until": "zzz", "max_gen_toks": 9}
+    alone = [ours.generate_until([asked(context, long)])[0] for context in contexts]
+    stop = {"until": [alone[0][2:4]], "max_gen_toks": 9}
+    sizes.clear()
+    together = ours.generate_until([asked(c, s) for s in (long, short, stop) for c in contexts])
+    assert sizes == [4, 4, 4]
+    assert together[:4] == alone
+    assert all(a.startswith(b) for a, b in zip(alone, together[4:8], strict=True))
+    assert together[8:] == [text.split(alone[0][2:4])[0] for text in alone] and together[8] == alone[0][:2]
+
+
+def test_pairs_tokenised_together_are_lm_evals_own(model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.model import TemplateLM
+
+    from open_lm.evaluation.lm_eval_backend import HarnessModel
+    from open_lm.evaluation.scorer import ScorerOptions
+
+    ours, seen = HarnessModel(model, tokenizer, ScorerOptions()), []
+    monkeypatch.setattr(
+        ours, "_loglikelihood_tokens", lambda requests, **more: seen.append([tuple(map(list, r[1:])) for r in requests]) or []
+    )
+    pairs = [("a cat  ", "saw"), ("a cat", " saw"), ("", "a hat"), ("a cat", "s"), ("", "<|endoftext|>a hat"), ("what a", " day ")]
+    ours.loglikelihood([asked(*pair) for pair in pairs])
+    TemplateLM.loglikelihood(ours, [asked(*pair) for pair in pairs], disable_tqdm=True)
+    assert seen[0] == seen[1] and len(seen[0]) == 6
+
+
 @pytest.mark.slow
 def test_a_task_of_ones_own_is_scored_with_lm_evals_metrics(
     tmp_path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 
@@ -27,7 +28,8 @@ def plain_score(model: Transformer, request: Request) -> Score:
     """From the whole logits of the request alone."""
     ids = torch.tensor([request.input_ids])
     logits, targets = model(ids)[0, request.start - 1 : -1], ids[0, request.start :]
-    return Score(float(torch.exp(F.cross_entropy(logits, targets))), bool((logits.argmax(-1) == targets).all()))
+    loss = F.cross_entropy(logits, targets)
+    return Score(float(torch.exp(loss)), bool((logits.argmax(-1) == targets).all()), float(loss) * len(targets))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
@@ -35,7 +37,9 @@ def test_scores_equal_the_plain_models_in_the_order_of_the_requests(model: Trans
     requests = some_requests(20)
     found = score_requests(model, requests, ScorerOptions(batch_tokens))
     for score, request in zip(found, requests, strict=True):
-        assert score.perplexity == pytest.approx(plain_score(model, request).perplexity, rel=1e-4)
+        plain = plain_score(model, request)
+        assert score.perplexity == pytest.approx(plain.perplexity, rel=1e-4)
+        assert score.loss == pytest.approx(plain.loss, rel=1e-4)
 
 
 def branching_requests(n: int) -> list[Request]:
@@ -91,7 +95,30 @@ def test_greedy_means_that_every_token_is_the_first_choice(model: Transformer) -
 
 def test_an_empty_continuation_has_no_perplexity_and_counts_as_greedy(model: Transformer) -> None:
     (score,) = score_requests(model, [Request([3], 1)], ScorerOptions())
-    assert math.isnan(score.perplexity) and score.greedy
+    assert math.isnan(score.perplexity) and score.greedy and score.loss == 0
+
+
+def test_equal_requests_are_read_once_and_tie(model: Transformer) -> None:
+    read = []
+    handle = model.tok_embeddings.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
+    a, b = Request([5, 6, 7, 8], 2), Request([5, 6, 9, 9], 2)
+    scores = score_requests(model, [a, b, a, Request([5, 6, 7, 8], 3), b], ScorerOptions(1))
+    alone = score_requests(model, [a, b, Request([5, 6, 7, 8], 3)], ScorerOptions(1))
+    handle.remove()
+    assert sum(read) % 2 == 0 and sum(read[: len(read) // 2]) == sum(read) // 2
+    assert scores[0] == scores[2] and scores[1] == scores[4] and scores[3].loss < scores[0].loss
+    assert [scores[0], scores[1], scores[3]] == alone
+
+
+def test_a_loss_too_large_for_a_perplexity_is_known_all_the_same(model: Transformer) -> None:
+    loud = copy.deepcopy(model)
+    with torch.no_grad():
+        loud.output.weight.mul_(1000)
+    requests = some_requests(12)
+    found = score_requests(loud, requests, ScorerOptions())
+    assert any(math.isinf(score.perplexity) for score in found)
+    for score, request in zip(found, requests, strict=True):
+        assert score.loss == pytest.approx(plain_score(loud, request).loss, rel=1e-4)
 
 
 def test_bfloat16_is_near_fp32_but_not_equal(model: Transformer) -> None:

@@ -60,7 +60,7 @@ def test_autocast_gives_fp32_losses_close_to_fp32_ones() -> None:
 
 
 def test_token_losses_equal_cross_entropy_and_know_the_most_likely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "rows_per_chunk", lambda vocab_size, device: 7)
+    monkeypatch.setattr(head, "_SCORED_LOGITS", {"cpu": 7 * 9})
     hidden, weight, targets = torch.randn(20, 4), torch.randn(9, 4), torch.randint(0, 9, (20,))
     targets[3] = -1
     losses, correct = token_losses(hidden, weight, targets)
@@ -70,3 +70,10 @@ def test_token_losses_equal_cross_entropy_and_know_the_most_likely(monkeypatch: 
     kept = targets >= 0
     assert torch.allclose(losses[kept], F.cross_entropy(logits[kept], targets[kept], reduction="none"), atol=1e-5)
     assert torch.equal(correct[kept], logits.argmax(-1)[kept] == targets[kept])
+
+
+def test_of_equal_logits_the_first_is_the_most_likely() -> None:
+    weight = torch.tensor([[0.0], [2.0], [1.0], [2.0]])
+    losses, correct = token_losses(torch.ones(4, 1), weight, torch.arange(4))
+    assert correct.tolist() == [False, True, False, False]
+    assert losses[1] == losses[3] < losses[2] < losses[0]
