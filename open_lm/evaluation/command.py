@@ -286,6 +286,7 @@ def _score_with_harness(name: str, params: EvalParams, tasks: HarnessTasks) -> d
         limit=params.limit,
         max_length=params.max_seq_len,
         begin=opened.declared.begin,
+        tell=lambda line: _say(f"{name}: {line}"),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_eval import simple_evaluate, utils
@@ -167,13 +167,15 @@ def score_harness_tasks(
     limit: int | None = None,
     max_length: int | None = None,
     begin: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Result]:
-    """Results by `<task>/<n>-shot`, and `<task>:<metric>/<n>-shot` for a task's second share.
+    """Results by `<task>/<n>-shot`, and `<task>:<metric>[,<filter>]/<n>-shot` for each further share of a task.
 
     Args:
         include_path: folder with task YAMLs of one's own.
         num_fewshot: in place of the tasks' own numbers.
         max_length, begin: see `HarnessModel`.
+        tell: hears of tasks that report no share of questions.
 
     Raises:
         ValueError: no such task, or data that can't be had.
@@ -196,7 +198,7 @@ def score_harness_tasks(
         verbosity="ERROR",
     )
     assert told is not None
-    return _results(told, time.perf_counter() - start)
+    return _results(told, time.perf_counter() - start, tell)
 
 
 @functools.lru_cache(maxsize=1)
@@ -209,14 +211,18 @@ def _task_manager(tasks: tuple[str, ...], include_path: str | None) -> TaskManag
     return TaskManager(include_path=include_path)
 
 
-def _results(told: Any, seconds: float) -> dict[str, Result]:
+def _results(told: Any, seconds: float, tell: Callable[[str], None]) -> dict[str, Result]:
+    """Results by name; tasks that report no share of questions are told with their numbers."""
     results: dict[str, Result] = {}
     for task, numbers in told["results"].items():
         if task not in told["n-samples"]:
             continue  # a group, whose tasks stand for themselves
-        found = [(key.partition(",")[0], value) for key, value in numbers.items() if key.partition(",")[0] in SHARES]
-        for number, (metric, value) in enumerate(found):
-            label = task if number == 0 else f"{task}:{metric}"
+        shares = {key: value for key, value in numbers.items() if key.partition(",")[0] in SHARES}
+        if not shares:
+            others = [f"{key.partition(',')[0]} {value:.6g}" for key, value in numbers.items() if isinstance(value, float)]
+            tell(f"{task}: {', '.join(others) or 'nothing'}; no share of questions, so it is not in the table")
+        for number, (key, value) in enumerate(shares.items()):
+            label = task if number == 0 else f"{task}:{key.removesuffix(',none')}"
             name = f"{label}/{told['n-shot'].get(task, 0)}-shot"
             results[name] = Result(float(value), int(told["n-samples"][task]["effective"]), seconds / len(told["results"]))
     return results

@@ -128,3 +128,31 @@ def test_a_task_of_ones_own_is_scored_with_lm_evals_metrics(
     assert all(r.questions == 8 and r.accuracy * 8 == round(r.accuracy * 8) for r in results.values())
     with pytest.raises(ValueError, match="--tasks nothing: lm-eval has no such task"):
         score_harness_tasks(model, tokenizer, ["nothing"], ScorerOptions(), include_path=str(tmp_path))
+
+
+def test_every_share_has_a_row_and_other_numbers_are_told() -> None:
+    from open_lm.evaluation.lm_eval_backend import _results
+
+    told = {
+        "results": {
+            "sums": {
+                "alias": "sums",
+                "exact_match,strict-match": 0.2,
+                "exact_match,flexible-extract": 0.3,
+                "exact_match_stderr,strict-match": 0.1,
+            },
+            "hats": {"alias": "hats", "acc,none": 0.5, "acc_norm,none": 0.75},
+            "texts": {"alias": "texts", "word_perplexity,none": 23.25},
+        },
+        "n-samples": {name: {"original": 8, "effective": 4} for name in ("sums", "hats", "texts")},
+        "n-shot": {"sums": 5},
+    }
+    lines: list[str] = []
+    results = _results(told, 3.0, lines.append)
+    assert {name: one.accuracy for name, one in results.items()} == {
+        "sums/5-shot": 0.2,
+        "sums:exact_match,flexible-extract/5-shot": 0.3,
+        "hats/0-shot": 0.5,
+        "hats:acc_norm/0-shot": 0.75,
+    }
+    assert lines == ["texts: word_perplexity 23.25; no share of questions, so it is not in the table"]
