@@ -65,5 +65,5 @@ def table(model: str, runs: Runs) -> str:
     lines = ["| times as fast | found | target |", "| --- | ---: | ---: |"]
     for name, one in ratios(runs).items():
         missed = "" if one["times"] >= one["target"] else ", missed"
-        lines.append(f"| {model}: {name} | {one['times']:.1f}{missed} | {one['target']:g} |")
+        lines.append(f"| {model}: {name} | {one['times']:.2f}{missed} | {one['target']:g} |")
     return "\n\n".join([*parts, "\n".join(lines)])

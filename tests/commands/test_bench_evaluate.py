@@ -70,8 +70,8 @@ def test_ratios_are_of_medians_and_a_missed_target_is_marked() -> None:
     found = figures.ratios(runs())
     assert [one["times"] for one in found.values()] == [10.0, 12.5, 3.0]
     text = figures.table("tiny", runs())
-    assert "| tiny: native / LLM Foundry at 2048 | 12.5, missed | 20 |" in text
-    assert "| a | 0.50 | 100.00 | 10.00 | 8.00 |" in text and "| tiny: ours in lm-eval / lm-eval's own | 3.0 | 1.5 |" in text
+    assert "| tiny: native / LLM Foundry at 2048 | 12.50, missed | 20 |" in text
+    assert "| a | 0.50 | 100.00 | 10.00 | 8.00 |" in text and "| tiny: ours in lm-eval / lm-eval's own | 3.00 | 1.5 |" in text
 
 
 def test_a_score_that_differs_is_a_problem() -> None:
