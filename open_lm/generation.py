@@ -53,6 +53,8 @@ def generate(
     eot_id: int | None = None,
     max_seq_len: int | None = None,
     stop: Callable[[list[int]], bool] | None = None,
+    agree: Callable[[list[int]], list[int]] | None = None,
+    named: str = "--prompt",
 ) -> list[list[int]]:
     """New ids for each prompt, the prompt itself and the end of text not among them.
 
@@ -63,6 +65,9 @@ def generate(
     Args:
         max_seq_len: default: the model's seq_len.
         stop: asked after each new id, with all new ids of that prompt.
+        agree: takes this process's choices of a step, gives those that all processes go on with; of a sharded model each pass needs
+            them all, and what a stop string or an end of text ends follows from the choices.
+        named: where the prompts came from, for errors.
 
     Raises:
         ValueError: an empty prompt, one that leaves no room in the context, or sampling options out of range.
@@ -70,7 +75,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     prompts = [list(ids) for ids in prompt_ids]
     limit = max_seq_len or model.config.seq_len
-    _check_prompts(prompts, limit, model.config.vocab_size)
+    _check_prompts(prompts, limit, model.config.vocab_size, named)
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {max_new_tokens}: give at least 1")
     generators = [_generator(seed, index) for index in range(len(prompts))]
@@ -79,8 +84,8 @@ def generate(
     logits = next_logits(model, prompts, cache).cpu()
     for step in range(max_new_tokens):
         going = []
-        for row, i in enumerate(active):
-            chosen = choose(logits[row], sampling, generators[i])
+        choices = [choose(logits[row], sampling, generators[i]) for row, i in enumerate(active)]
+        for row, (i, chosen) in enumerate(zip(active, agree(choices) if agree else choices, strict=True)):
             if chosen == eot_id:
                 continue
             new[i].append(chosen)
@@ -100,16 +105,16 @@ def _generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(f"{seed} {index}").getrandbits(32))
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], seq_len: int, vocab_size: int) -> None:
+def _check_prompts(prompts: Sequence[Sequence[int]], seq_len: int, vocab_size: int, named: str) -> None:
     for number, ids in enumerate(prompts, 1):
         if not ids:
-            raise ValueError(f"--prompt: prompt {number} is empty; give at least one token, such as the end of text")
+            raise ValueError(f"{named}: prompt {number} is empty; give at least one token, such as the end of text")
         if len(ids) >= seq_len:
             raise ValueError(
-                f"--prompt: prompt {number} has {len(ids)} tokens; the model's context of {seq_len} leaves no room, shorten it"
+                f"{named}: prompt {number} has {len(ids)} tokens; the model's context of {seq_len} leaves no room, shorten it"
             )
         if not 0 <= min(ids) <= max(ids) < vocab_size:
-            raise ValueError(f"--prompt: prompt {number} has ids outside the model's vocabulary of {vocab_size}; check --tokenizer")
+            raise ValueError(f"{named}: prompt {number} has ids outside the model's vocabulary of {vocab_size}; check --tokenizer")
 
 
 @torch.no_grad()

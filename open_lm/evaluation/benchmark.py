@@ -51,10 +51,12 @@ def load_data_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: in
 def _encode(task: Task, name: str, rows: Sequence[icl.Row], tokenizer: Tokenizer, max_seq_len: int, limit: int | None) -> DataSet:
     generated = answers.answer_length(task, rows, tokenizer) if task.icl_task_type == "generation_task_with_answers" else 0
     prompts = icl.build_prompts(task, rows)[:limit]
+    masked = tokenizer.pad_id if generated else None
     room = (task.max_seq_len or max_seq_len) - generated
     if room < 1:
         raise ValueError(f"{name}: max_seq_len {task.max_seq_len or max_seq_len}: no room for an answer of {generated} tokens; raise it")
-    return DataSet(name, icl.encode_prompts(prompts, tokenizer, room, name), generated)
+    longest = (task.max_new_tokens or generated) if generated else 0  # LLM Foundry makes room for the longest right answer all the same
+    return DataSet(name, icl.encode_prompts(prompts, tokenizer, room, name, masked), longest)
 
 
 def grade(task: Task, data: DataSet, model: nn.Module, tokenizer: Tokenizer, options: ScorerOptions) -> list[bool]:

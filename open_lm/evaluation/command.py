@@ -169,6 +169,11 @@ def _task_problems(params: EvalParams) -> list[str]:
         problems = [] if params.eval_yaml else ["--eval-yaml: give a YAML of tasks, such as in_memory_hf_eval.yaml"]
         if params.tasks:
             problems.append(f"--tasks {' '.join(params.tasks)}: are lm-eval's; leave --backend {params.backend} out")
+        else:
+            if params.num_fewshot is not None:
+                problems.append(f"--num-fewshot {params.num_fewshot}: goes with --tasks; a YAML has num_fewshot for each of its tasks")
+            if params.include_path is not None:
+                problems.append(f"--include-path {params.include_path}: goes with --tasks; --eval-yaml names a file of one's own")
         return problems
     problems = [] if params.tasks else ["--tasks: give names of lm-evaluation-harness's tasks, such as hellaswag,arc_easy"]
     if params.eval_yaml:
@@ -192,12 +197,14 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
         if python is None:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
-        return environment.run_there(python, sys.argv[1:] if argv is None else argv)
+        return environment.run_there(python, sys.argv[1:] if argv is None else argv, params.device)
     from open_lm.evaluation.processes import Processes, join_processes
     from open_lm.evaluation.table import markdown_table
     from open_lm.evaluation.table_files import write_table
 
     _say(f"backend {backend}")
+    if isinstance(file, FoundryFile):
+        _check_composer(params, file)
     references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
     processes = join_processes() if backend == "native" else Processes()
     results: dict[str, dict[str, Result]] = {}
@@ -229,6 +236,23 @@ def _open(name: str, params: EvalParams, device: str | None) -> OpenModel:
     opened = open_model(name, hf=hf, config=config, tokenizer=tokenizer, device=device)
     _say(f"{name}: tokenizer {opened.tokenizer.name}")
     return opened
+
+
+def _check_composer(params: EvalParams, file: FoundryFile) -> None:
+    """Raises UserError for what Composer's trainer can't do, before a model is loaded."""
+    device, own = choose_device(params.device), os.environ.get("LOCAL_RANK", "0")
+    _, _, index = device.partition(":")
+    problems = []
+    if device.startswith("cuda") and index not in ("", own):
+        problems.append(
+            f"--device {device}: LLM Foundry's trainer takes cuda:{own} in this process; set CUDA_VISIBLE_DEVICES={index} and give "
+            "--device cuda, or --backend native"
+        )
+    if device == "cpu" and (params.precision or file.precision) == "amp_bfloat16":
+        named = "--precision amp_bfloat16" if params.precision else f"--eval-yaml {params.eval_yaml}: precision amp_bf16"
+        problems.append(f"{named}: LLM Foundry's trainer has it on a GPU only; give --precision fp32, or --backend native")
+    if problems:
+        raise UserError(problems)
 
 
 def _score_with_foundry(name: str, params: EvalParams, file: FoundryFile) -> dict[str, Result]:

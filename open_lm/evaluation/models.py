@@ -61,13 +61,24 @@ def continue_prompts(
     eot_id: int,
     stop: Callable[[list[int]], bool] = lambda ids: False,
     ends: Sequence[int] = (),
+    agree: Callable[[list[int]], list[int]] | None = None,
 ) -> list[list[int]]:
     """Greedy new ids of each prompt, through the model's own `generate`: until the end of text or where `stop` says so.
 
     Args:
         ends: ids that end a text of a Hugging Face model as well.
+        agree: as `open_lm.generation.generate` takes it, of ours.
     """
     if isinstance(model, HFModel):
         return model.generate(prompts, max_new_tokens, stop, eot_id, ends)
     room = max(map(len, prompts)) + max_new_tokens
-    return generate(model, prompts, max_new_tokens=max_new_tokens, eot_id=eot_id, max_seq_len=room, stop=stop)  # type: ignore[arg-type]
+    return generate(
+        model,  # type: ignore[arg-type]
+        prompts,
+        max_new_tokens=max_new_tokens,
+        eot_id=eot_id,
+        max_seq_len=room,
+        stop=stop,
+        agree=agree,
+        named="generation of answers",
+    )

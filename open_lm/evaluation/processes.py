@@ -31,6 +31,10 @@ class Processes:
         dist.all_gather_object(parts, found)
         return {index: value for part in parts for index, value in part.items()}
 
+    def agree(self, choices: list[int]) -> list[int]:
+        """What all processes go on with where each makes choices of its own; here each has its own work, and its choices stand."""
+        return choices
+
 
 def join_processes() -> Processes:
     """The processes that torchrun started, joined over gloo; this one alone without torchrun."""

@@ -155,7 +155,7 @@ class TasksInTraining:
         max_seq_len = self.tasks.file.max_seq_len or self.config.seq_len
         tokenizer = self.tasks.tokenizer
         sharded = isinstance(model, FSDPModule)
-        processes = Processes() if sharded else _Checked(self.config.rank, self.config.world_size)
+        processes = _InStep() if sharded else _Checked(self.config.rank, self.config.world_size)
         options = ScorerOptions(precision=self.config.precision, processes=processes)
         start = time.perf_counter()
         for data in _together(lambda: load_data_sets(task, tokenizer, max_seq_len)):
@@ -192,6 +192,14 @@ class TasksInTraining:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _InStep(Processes):
+    """Processes that all score everything on a sharded model: what the first one generates is what all go on with."""
+
+    def agree(self, choices: list[int]) -> list[int]:
+        """The choices of process 0. Logits may differ in their last bits between processes, and each pass needs all of them."""
+        return _Checked().merge({torch.distributed.get_rank(): choices})[0]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from open_lm import generation
 from open_lm.evaluation import tasks_in_training
 from open_lm.evaluation.tasks import Task, TaskFile
 from open_lm.evaluation.tasks_in_training import OpenTasks, TasksConfig, TasksInTraining
@@ -63,3 +65,37 @@ def test_a_failure_on_one_process_leaves_the_others_in_step(model: Transformer, 
     }
     assert line["results"].keys() == {"whole/0-shot"}
     assert line["results"]["whole/0-shot"]["questions"] == 5
+
+
+def _answer_on_a_process(rank: int, folder: str, weights: dict[str, Tensor], tokenizer_json: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    soon = timedelta(seconds=20)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=soon)
+    model = Transformer(ModelConfig(hidden_dim=32, n_layers=2, n_heads=2, seq_len=64, vocab_size=300))
+    model.load_state_dict(weights)
+    for part in (*model.layers, model):
+        fully_shard(part)
+    tokenizer = Tokenizer(tokenizer_json, "tiny")
+    if rank == 1:
+        generation.choose = lambda *_: tokenizer.eot_id  # type: ignore[attr-defined]
+    task = Task("answers", f"{folder}/rows.jsonl", "generation_task_with_answers", continuation_delimiter="", do_normalization=False)
+    config = TasksConfig(1, 1, 64, "fp32", rank, 2)
+    opened = OpenTasks(TaskFile((task,), None, "fp32"), tokenizer)
+    TasksInTraining(model, opened, config, Path(folder), lambda metrics, step: None).after_epoch(_End())
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_of_a_sharded_model_that_choose_differently_go_on_with_the_choices_of_the_first(
+    model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    contexts = [f"what a {word}" for word in ("day", "dog", "mat")]
+    said = generation.generate(model, [tokenizer.encode(text) for text in contexts], max_new_tokens=4, eot_id=tokenizer.eot_id)
+    rows = [{"context": text, "answer": tokenizer.decode(ids)} for text, ids in zip(contexts, said, strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.multiprocessing.spawn(_answer_on_a_process, (str(tmp_path), model.state_dict(), tokenizer.json_text), nprocs=2)
+    line = json.loads((tmp_path / "eval_tasks.jsonl").read_text())
+    assert line["failed"] == {} and line["results"]["answers/0-shot"]["accuracy"] == 1
