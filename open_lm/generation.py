@@ -110,9 +110,7 @@ def _check_prompts(prompts: Sequence[Sequence[int]], seq_len: int, vocab_size: i
         if not ids:
             raise ValueError(f"{named}: prompt {number} is empty; give at least one token, such as the end of text")
         if len(ids) >= seq_len:
-            raise ValueError(
-                f"{named}: prompt {number} has {len(ids)} tokens; the model's context of {seq_len} leaves no room, shorten it"
-            )
+            raise ValueError(f"{named}: prompt {number} has {len(ids)} tokens; the model's context of {seq_len} leaves no room, shorten it")
         if not 0 <= min(ids) <= max(ids) < vocab_size:
             raise ValueError(f"{named}: prompt {number} has ids outside the model's vocabulary of {vocab_size}; check --tokenizer")
 

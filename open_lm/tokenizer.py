@@ -124,7 +124,7 @@ class Tokenizer:
 
 
 def load_tokenizer(source: str, eot_token: str | None = None) -> Tokenizer:
-    """A tokenizer from a tokenizer.json, a folder that holds one, or a Hugging Face name; of the latter two with their tokenizer_config.json.
+    """A tokenizer from a tokenizer.json; or from a folder or a Hugging Face name, with the tokenizer_config.json there.
 
     Raises:
         ValueError: nothing there, with the remedy.

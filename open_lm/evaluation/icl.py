@@ -241,7 +241,9 @@ def encode_prompts(
         after = [next(continuations) for _ in prompt.continuations]
         pairs = [(b, a) for b in before for a in after or [[]]]  # one of the two has length 1
         if not all(after):
-            raise ValueError(f"{where}: question {number}: an empty continuation can't be scored, LLM Foundry fails at it, too; mend the data")
+            raise ValueError(
+                f"{where}: question {number}: an empty continuation can't be scored, LLM Foundry fails at it, too; mend the data"
+            )
         requests = tuple(_request(b, a, max_seq_len, f"{where}: question {number}") for b, a in pairs)
         if masked is not None:
             requests = tuple(Request(ids, len(ids)) for ids in (_without(masked, one.input_ids) for one in requests))

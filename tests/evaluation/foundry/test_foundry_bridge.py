@@ -180,7 +180,9 @@ def test_the_end_of_text_that_a_tokenizer_puts_before_every_text_is_masked_where
 
 def test_settings_of_a_generation_are_honoured(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     task = answers_of(tmp_path / "rows.jsonl", model, tokenizer, [], 5, new=4)
-    said = generate(model, [tokenizer.encode(json.loads((tmp_path / "rows.jsonl").read_text().split("\n")[0])["context"])], max_new_tokens=2)
+    said = generate(
+        model, [tokenizer.encode(json.loads((tmp_path / "rows.jsonl").read_text().split("\n")[0])["context"])], max_new_tokens=2
+    )
     settings: list[dict[str, Any]] = [{"max_new_tokens": 2}, {"use_cache": False, "pad_token_id": 5}, {"eos_token_id": said[0][1]}]
     tasks = [task | {"label": f"{n}", "generation_kwargs": one} for n, one in enumerate(settings)]
     found = judged(model, tokenizer, *tasks, max_seq_len=60)
