@@ -176,9 +176,9 @@ def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> 
         model = Transformer(config, kernel)
     problems = Problems()
     for checkpoint in (params.model.pretrained, *params.averaging.average):
-        tensors, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
-        if tensors is not None:
-            problems.attempt(load_weights, model, tensors, path)
+        file, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
+        if file is not None:
+            problems.attempt(load_weights, model, file.state_dict, path)
     flag = "--pretrained" if params.model.pretrained else "--average"
     problems.found = [f"{flag}: {problem}" for problem in problems.found]
     problems.raise_any()

@@ -10,8 +10,8 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from open_lm import storage
 from open_lm.device import choose_device
@@ -21,15 +21,20 @@ from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.published import PUBLISHED, reference
 from open_lm.evaluation.table_files import check_ending
 from open_lm.evaluation.tasks import TaskFile, read_task_file
-from open_lm.params.fields import UserError, parse_topics
+from open_lm.params.check import ABSENT, unbuilt_choice
+from open_lm.params.fields import UserError, given_options, parse_topics
+from open_lm.params.training import ArchitectureParams
 
 if TYPE_CHECKING:
     from open_lm.evaluation.benchmark import Result
+    from open_lm.evaluation.models import ModelChoice
     from open_lm.evaluation.processes import Processes
 
 
 HarnessTasks = tuple[str, ...]
 """Names of lm-evaluation-harness's tasks."""
+ArchitectureFlags = dict[str, Any]
+"""The options of `ArchitectureParams` that are given."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class EvalParams:
     model_config: str | None = None
     """model.json of the checkpoints, where they don't carry it."""
     model: str | None = None
-    """Named size of the checkpoints, in place of --model-config."""
+    """Named size of the checkpoints, in place of --model-config; either has to agree with what a checkpoint carries."""
+    rotary_old: bool = False
+    """First name of --positional-embedding-type head_rotary, which the published 1B and 7B have."""
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the checkpoint's own, else OpenLM's."""
     backend: Literal["auto", "native", "llm-foundry", "lm-eval"] = "auto"
@@ -90,11 +97,26 @@ def choose_backend(named: str, harness_tasks: bool = False) -> Backend:
     return cast(Backend, named)
 
 
-def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | FoundryFile | HarnessTasks]:
-    """Checked options and tasks, as the backend takes them. Raises UserError with every problem of the command line and of the tasks."""
-    values, _ = parse_topics((EvalParams,), argv, prog="eval_openlm_ckpt.py", description="Score checkpoints on benchmark tasks.")
+TOPICS = (EvalParams, ArchitectureParams)
+
+
+def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, ArchitectureFlags, TaskFile | FoundryFile | HarnessTasks]:
+    """Checked options, architecture flags and tasks, as the backend takes them.
+
+    Raises:
+        UserError: with every problem of the command line and of the tasks.
+    """
+    about = "Score checkpoints on benchmark tasks."
+    values, _ = parse_topics(TOPICS, argv, absent=ABSENT, prog="eval_openlm_ckpt.py", description=about)
     params: EvalParams = values[EvalParams]
     problems = _problems(params)
+    given = given_options(TOPICS, argv)
+    flags = {name: value for name, value in asdict(values[ArchitectureParams]).items() if name in given}
+    problems += [problem for name, value in flags.items() for problem in unbuilt_choice(name, value)]
+    if params.rotary_old and flags.setdefault("positional_embedding_type", "head_rotary") != "head_rotary":
+        problems.append(f"--rotary-old: is head_rotary; leave --positional-embedding-type {flags['positional_embedding_type']} out")
+    if flags and not params.checkpoint:
+        problems.append(f"--{next(iter(flags)).replace('_', '-')}: is for --checkpoint; --hf-model brings its own configuration")
     tasks: TaskFile | FoundryFile | HarnessTasks | None = None
     backend = choose_backend(params.backend, bool(params.tasks))
     if backend == "lm-eval":
@@ -108,7 +130,7 @@ def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | Found
     if problems:
         raise UserError(problems)
     assert tasks is not None
-    return params, tasks
+    return params, flags, tasks
 
 
 def _problems(params: EvalParams) -> list[str]:
@@ -173,7 +195,7 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
 
     Progress goes to stderr. Raises ValueError for what the user can mend.
     """
-    params, file = parse_eval(argv)
+    params, flags, file = parse_eval(argv)
     backend = choose_backend(params.backend, bool(params.tasks))
     if backend == "llm-foundry" and not environment.inside():
         python = environment.build() if params.build_env else environment.find_python()
@@ -181,25 +203,31 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
         return environment.run_there(python, sys.argv[1:] if argv is None else argv)
+    from open_lm.evaluation.models import ModelChoice
     from open_lm.evaluation.processes import Processes, join_processes
     from open_lm.evaluation.table import markdown_table
     from open_lm.evaluation.table_files import write_table
 
+    kernel = flags.pop("attn_name", "auto")
+    choice = ModelChoice(params.model_config or params.model, flags, kernel)
+    choice.check(params.checkpoint)
     _say(f"backend {backend}")
     references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
     processes = join_processes() if backend == "native" else Processes()
     results: dict[str, dict[str, Result]] = {}
-    for name in (*params.checkpoint, *params.hf_model):
-        if isinstance(file, FoundryFile):
-            results[name] = _score_with_foundry(name, params, file)
-        elif isinstance(file, TaskFile):
-            results[name] = _score_natively(name, params, file, processes)
-        else:
-            results[name] = _score_with_harness(name, params, file)
-        for path in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
-            write_table(results, path, references)
-    if _is_first():
-        print(markdown_table(results, references))
+    try:
+        for name in (*params.checkpoint, *params.hf_model):
+            if isinstance(file, FoundryFile):
+                results[name] = _score_with_foundry(name, params, choice, file)
+            elif isinstance(file, TaskFile):
+                results[name] = _score_natively(name, params, choice, file, processes)
+            else:
+                results[name] = _score_with_harness(name, params, choice, file)
+            for path in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
+                write_table(results, path, references)
+    finally:
+        if _is_first() and results:
+            print(markdown_table(results, references))
     return 0
 
 
@@ -208,12 +236,11 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _score_with_foundry(checkpoint: str, params: EvalParams, file: FoundryFile) -> dict[str, Result]:
-    from open_lm.checkpoint.load import load_model
+def _score_with_foundry(checkpoint: str, params: EvalParams, choice: ModelChoice, file: FoundryFile) -> dict[str, Result]:
     from open_lm.evaluation.foundry.bridge import BridgeOptions, score_entries
     from open_lm.tokenizer import choose_tokenizer
 
-    model, carried = load_model(checkpoint, params.model_config or params.model)
+    model, carried = choice.load(checkpoint)
     tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
     _say(f"{checkpoint}: tokenizer {tokenizer.name}")
     options = BridgeOptions(
@@ -231,14 +258,12 @@ def _score_with_foundry(checkpoint: str, params: EvalParams, file: FoundryFile) 
     return score_entries(model.float(), tokenizer, file, options, report)
 
 
-def _score_natively(name: str, params: EvalParams, file: TaskFile, processes: Processes) -> dict[str, Result]:
+def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: TaskFile, processes: Processes) -> dict[str, Result]:
     from open_lm.evaluation.benchmark import score_tasks
     from open_lm.evaluation.models import open_model
     from open_lm.evaluation.scorer import ScorerOptions
 
-    opened = open_model(
-        name, hf=name in params.hf_model, config=params.model_config or params.model, tokenizer=params.tokenizer, device=params.device
-    )
+    opened = open_model(name, hf=name in params.hf_model, choice=choice, tokenizer=params.tokenizer, device=params.device)
     _say(f"{name}: tokenizer {opened.tokenizer.name}")
 
     def report(task: str, result: Result) -> None:
@@ -255,13 +280,12 @@ def _score_natively(name: str, params: EvalParams, file: TaskFile, processes: Pr
     )
 
 
-def _score_with_harness(checkpoint: str, params: EvalParams, tasks: HarnessTasks) -> dict[str, Result]:
-    from open_lm.checkpoint.load import load_model
+def _score_with_harness(checkpoint: str, params: EvalParams, choice: ModelChoice, tasks: HarnessTasks) -> dict[str, Result]:
     from open_lm.evaluation.lm_eval_backend import score_harness_tasks
     from open_lm.evaluation.scorer import ScorerOptions
     from open_lm.tokenizer import choose_tokenizer
 
-    model, carried = load_model(checkpoint, params.model_config or params.model, choose_device(params.device))
+    model, carried = choice.load(checkpoint, choose_device(params.device))
     tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
     _say(f"{checkpoint}: tokenizer {tokenizer.name}")
     return score_harness_tasks(

@@ -2,7 +2,7 @@
 
 A plain model, or each process's replica, scores its share of the batches. A sharded model is only whole while all processes compute
 together, and how often it is called depends on the requests; so there every process scores everything. Whatever goes wrong in a task on
-any process is known to all before they go on: the task has no score then, and training continues.
+any process is known to all before they go on (`in_step`): the task has no score then, and training continues.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from open_lm.evaluation import icl
+from open_lm.evaluation import icl, in_step
 from open_lm.evaluation.benchmark import Result, grade, load_data_sets
+from open_lm.evaluation.in_step import TaskFailed, exchange
 from open_lm.evaluation.in_training import Place, drop_after
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.processes import Processes
@@ -85,17 +86,13 @@ class TasksConfig:
     world_size: int = 1
 
 
-class TaskFailed(Exception):
-    """A task failed on some process; all processes raise this."""
-
-
 @dataclass(frozen=True)
 class _Checked(Processes):
     """Processes that tell each other of their failures where they would exchange their findings."""
 
     def merge(self, found: Mapping[int, T]) -> dict[int, T]:
         """As in `Processes`; raises TaskFailed where another process has failed."""
-        return {index: value for part in _exchange(found) for index, value in part.items()}
+        return {index: value for part in exchange(found) for index, value in part.items()}
 
 
 class TasksInTraining:
@@ -158,11 +155,11 @@ class TasksInTraining:
         processes = Processes() if sharded else _Checked(self.config.rank, self.config.world_size)
         options = ScorerOptions(precision=self.config.precision, processes=processes)
         start = time.perf_counter()
-        for data in _together(lambda: load_data_sets(task, tokenizer, max_seq_len)):
-            if sharded:
-                right = _together(lambda data=data: grade(task, data, model, tokenizer, options))  # type: ignore[misc]
-            else:
-                right = _checked(lambda data=data: grade(task, data, model, tokenizer, options))  # type: ignore[misc]
+        data_sets = in_step.together(lambda: load_data_sets(task, tokenizer, max_seq_len))
+        in_step.alike(data_sets)
+        for data in data_sets:
+            work = partial(grade, task, data, model, tokenizer, options)
+            right = in_step.sharded(model, work) if sharded else in_step.checked(work)
             now = time.perf_counter()
             yield data.name, Result(sum(right) / len(right), len(right), now - start)
             start = now
@@ -208,46 +205,3 @@ def _ready(model: nn.Module) -> Iterator[nn.Module]:
         for module in plain.modules():
             if isinstance(module, FSDPModule):  # a forward pass without a backward pass leaves some weights gathered
                 module.reshard()
-
-
-def _together(work: Callable[[], T]) -> T:
-    """The result of work that meets no other process, or TaskFailed on every process where it failed on any."""
-    done, problem = _attempt(work)
-    _exchange(None, problem)
-    assert not isinstance(done, _Nothing)
-    return done
-
-
-def _checked(work: Callable[[], T]) -> T:
-    """The same of work that calls `_Checked.merge` once; what fails behind that is the same on every process."""
-    done, problem = _attempt(work)
-    if problem:
-        _exchange(None, problem)
-    assert not isinstance(done, _Nothing)
-    return done
-
-
-class _Nothing:
-    """In the place of what failed."""
-
-
-def _attempt(work: Callable[[], T]) -> tuple[T | _Nothing, str]:
-    """The result, or what went wrong."""
-    try:
-        return work(), ""
-    except TaskFailed:
-        raise
-    except Exception as error:  # of whatever kind: it is told, and training goes on
-        return _Nothing(), f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _exchange(mine: T, problem: str = "") -> list[T]:
-    """What all processes have, by rank. Raises TaskFailed on every process where any of them has a problem."""
-    parts: list[Any] = [(mine, problem)]
-    if dist.is_initialized():
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (mine, problem))
-    problems = [f"process {rank}: {said}" if len(parts) > 1 else said for rank, (_, said) in enumerate(parts) if said]
-    if problems:
-        raise TaskFailed("; ".join(dict.fromkeys(problems)))
-    return [one for one, _ in parts]

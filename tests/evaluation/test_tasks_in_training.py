@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from pathlib import Path
@@ -63,3 +64,64 @@ def test_a_failure_on_one_process_leaves_the_others_in_step(model: Transformer, 
     }
     assert line["results"].keys() == {"whole/0-shot"}
     assert line["results"]["whole/0-shot"]["questions"] == 5
+
+
+def _fails_in_layer(model: Transformer, layer: int, at_pass: int) -> None:
+    """As memory that gives out in the middle of a pass."""
+    passes = iter(range(1, 1 << 30))
+
+    def fail(*_: Any) -> None:
+        if next(passes) == at_pass:
+            raise torch.OutOfMemoryError("no memory left")
+
+    model.layers[layer].feed_forward.register_forward_pre_hook(fail)
+
+
+def _score_shards_on_a_process(rank: int, folder: str, weights: dict[str, Tensor], tokenizer_json: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30)
+    )
+    model = Transformer(ModelConfig(hidden_dim=32, n_layers=2, n_heads=2, seq_len=64, vocab_size=300))
+    model.load_state_dict(weights)
+    for block in model.layers:
+        fully_shard(block)
+    fully_shard(model)
+    if rank == 1:  # the first task has one batch of two passes; each line fails in one task
+        _fails_in_layer(model, 0, 1)
+        _fails_in_layer(model, 1, 3)
+    tasks = [Task(label, f"{folder}/rows.jsonl", "multiple_choice") for label in ("first", "second", "whole")]
+    tasks.append(Task("other", f"{folder}/rows{rank}.jsonl", "multiple_choice"))
+    tasks.append(Task("answers", f"{folder}/rows.jsonl", "generation_task_with_answers"))
+    opened = OpenTasks(TaskFile(tuple(tasks), None, "fp32"), Tokenizer(tokenizer_json, "tiny"))
+    scored = TasksInTraining(model, opened, TasksConfig(1, 1, 64, "fp32", rank, 2), Path(folder), lambda metrics, step: None)
+    scored.after_epoch(_End())
+    ids = torch.arange(40).view(2, 20)
+    model(ids).logsumexp(-1).mean().backward()  # training goes on
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    whole = Transformer(model.config)
+    whole.load_state_dict(weights)
+    assert torch.allclose(model(ids), whole(ids), atol=1e-5)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_memory_that_gives_out_on_one_process_of_a_sharded_model_ends_that_task_alone(
+    model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    rows = [{"query": f"what a {word}", "choices": ["hat", "cat on a mat"], "gold": 0} for word in ("day", "dog", "mat", "cat", "hat")]
+    answers = [{**row, "context": row["query"], "answer": "a hat"} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    for rank, count in ((0, 5), (1, 3)):
+        (tmp_path / f"rows{rank}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+    torch.multiprocessing.spawn(_score_shards_on_a_process, (str(tmp_path), model.state_dict(), tokenizer.json_text), nprocs=2)
+    line = json.loads((tmp_path / "eval_tasks.jsonl").read_text())
+    assert line["failed"] == {
+        "first/0-shot": "process 1: OutOfMemoryError: no memory left",
+        "second/0-shot": "process 1: OutOfMemoryError: no memory left",
+        "other/0-shot": "the processes read different data",
+    }
+    assert line["results"].keys() == {"whole/0-shot", "answers/0-shot"}
