@@ -97,7 +97,7 @@ def _shown(value: object) -> str:
 def _contradictions(v: dict[str, object]) -> Iterator[str]:
     synthetic = v["dataset_type"] == "synthetic"
     sources = [name for name in ("train_data", "dataset_manifest") if v[name]]
-    if not synthetic and not sources and not v["val_data"]:
+    if not synthetic and not sources and not validates_only(v):
         yield "--train-data: nothing to train on; give shards, --dataset-manifest, --dataset-type synthetic, or --val-data to validate only"
     if validates_only(v):
         yield from _validation_only(v)
@@ -147,8 +147,10 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
 
 
 def validates_only(v: Mapping[str, object]) -> bool:
-    """Whether options, by name, mean a run that trains nothing: validation data, and none to train on."""
-    return bool(v["val_data"]) and v["dataset_type"] != "synthetic" and not v["train_data"] and not v["dataset_manifest"]
+    """Whether options, by name, mean a run that trains nothing: validation data, or tasks and weights, and no data to train on."""
+    weights = v["resume"] or v["pretrained"] or v["average"]
+    asked = bool(v["val_data"]) or bool(v["eval_tasks"] and weights)
+    return asked and v["dataset_type"] != "synthetic" and not v["train_data"] and not v["dataset_manifest"]
 
 
 def _validation_only(v: dict[str, object]) -> Iterator[str]:
