@@ -210,16 +210,25 @@ def _unusable_stops(value: object, where: str) -> list[str]:
 
 
 def _locate(tasks: list[Task], url: str) -> tuple[list[Task], list[str]]:
-    """Tasks with the data's path as found: from the working folder, else from the YAML's folder."""
+    """Tasks with the data's path as found, and the problem where there is none."""
     if not tasks:
         return [], []
     uri = tasks[0].dataset_uri
-    beside = storage.join(storage.parent(url), uri)
-    found = next((path for path in dict.fromkeys((uri, beside)) if storage.exists(path)), None)
+    found = locate(uri, url)
     if found is None:
+        beside = storage.join(storage.parent(url), uri)
         places = "the working folder" if uri == beside else f"the working folder or as {beside}"
         return [], [f"--eval-yaml {url}: {tasks[0].label}: dataset_uri {uri}: no such file in {places}; correct it or put the data there"]
     return [replace(task, dataset_uri=found) for task in tasks], []
+
+
+def locate(uri: str, url: str) -> str | None:
+    """Where the data of a task lie: from the working folder, else beside the YAML; there also without the `eval/` of a file that was made
+    for the folder above.
+    """
+    folder = storage.parent(url)
+    places = (uri, storage.join(folder, uri), storage.join(folder, uri.removeprefix("eval/")))
+    return next((path for path in dict.fromkeys(places) if storage.exists(path)), None)
 
 
 def _repeated(tasks: list[Task], where: str) -> list[str]:

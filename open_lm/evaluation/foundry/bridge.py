@@ -38,8 +38,9 @@ from torch import Tensor
 from open_lm import storage
 from open_lm.evaluation.benchmark import Result
 from open_lm.evaluation.foundry.datasets import CLASSES, PREFIX, ShortRequests
-from open_lm.evaluation.foundry.entries import METRICS, Entry, FoundryFile
+from open_lm.evaluation.foundry.entries import Entry, FoundryFile
 from open_lm.evaluation.precision import Precision as OurPrecision
+from open_lm.evaluation.tasks import METRICS
 from open_lm.generation import generate
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError, nearest

@@ -11,15 +11,9 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.evaluation.precision import FOUNDRY_NAMES, Precision
+from open_lm.evaluation.tasks import METRICS, OLD_NAMES, locate
 from open_lm.params.fields import UserError, nearest
 
-METRICS = {
-    "multiple_choice": "InContextLearningMultipleChoiceAccuracy",
-    "schema": "InContextLearningMultipleChoiceAccuracy",
-    "language_modeling": "InContextLearningLMAccuracy",
-    "generation_task_with_answers": "InContextLearningGenerationExactMatchAccuracy",
-}
-OLD_NAMES = {"question_answering": "generation_task_with_answers"}
 DEFAULT_BATCH_SIZE = 8
 _REQUIRED = ("label", "dataset_uri", "num_fewshot", "icl_task_type")
 _GENERATION = ("max_new_tokens", "use_cache", "pad_token_id", "eos_token_id")
@@ -122,7 +116,7 @@ def _entry(raw: object, where: str, url: str, problems: list[str]) -> Entry | No
     if not shots or not all(_is_count(n, 0) for n in shots):
         problems.append(f"{where}: num_fewshot {shots}: give whole numbers, such as [0, 10]")
     problems += _other_problems(values, kind, where)
-    found = _locate(str(uri), url)
+    found = str(uri) if str(uri).startswith("hf://") else locate(str(uri), url)
     if found is None:
         problems.append(
             f"{where}: dataset_uri {uri}: no such file in the working folder or beside the YAML; correct it or put the data there"
@@ -146,10 +140,3 @@ def _other_problems(values: Mapping[str, Any], kind: str, where: str) -> list[st
         if key not in _GENERATION:
             problems.append(f"{where}: generation_kwargs {key}: the bridge generates greedily; only {', '.join(_GENERATION)} are taken")
     return problems
-
-
-def _locate(uri: str, url: str) -> str | None:
-    """From the working folder, else from the YAML's folder."""
-    if uri.startswith("hf://"):
-        return uri
-    return next((path for path in (uri, storage.join(storage.parent(url), uri)) if storage.exists(path)), None)

@@ -19,7 +19,8 @@ from llmfoundry.utils.builders import build_icl_evaluators
 
 from open_lm.evaluation.foundry.bridge import BridgeOptions, foundry_tokenizer, score_entries
 from open_lm.evaluation.foundry.datasets import PREFIX
-from open_lm.evaluation.foundry.entries import METRICS, FoundryFile, parse_entries
+from open_lm.evaluation.foundry.entries import FoundryFile, parse_entries
+from open_lm.evaluation.tasks import METRICS
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError
 from open_lm.tokenizer import Tokenizer, load_tokenizer
