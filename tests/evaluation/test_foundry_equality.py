@@ -30,7 +30,7 @@ MAX_SEQ_LEN = 96
 
 @pytest.fixture(scope="module")
 def foundry_python() -> Path:
-    """The Python of LLM Foundry's environment, as scripts/setup.sh makes it; tests skip without, and fail under OPENLM_REQUIRE_FOUNDRY=1."""
+    """The Python of LLM Foundry's environment; tests skip without one, and fail under OPENLM_REQUIRE_FOUNDRY=1."""
     python = environment.find_python()
     if python is None and os.environ.get("OPENLM_REQUIRE_FOUNDRY"):
         pytest.fail("OPENLM_REQUIRE_FOUNDRY is set, but LLM Foundry's environment is not built: scripts/setup.sh foundry")
