@@ -22,8 +22,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from open_lm.evaluation import icl, in_step
-from open_lm.evaluation.benchmark import Result, grade, load_data_sets
+from open_lm.evaluation import in_step
+from open_lm.evaluation.benchmark import Result, data_problems, grade, load_data_sets
 from open_lm.evaluation.in_step import TaskFailed, exchange
 from open_lm.evaluation.in_training import Place, drop_after
 from open_lm.evaluation.precision import Precision
@@ -55,16 +55,11 @@ def open_tasks(url: str, named: str | None, carried: Tokenizer | None, vocab_siz
     Raises:
         UserError: with every problem found.
     """
-    problems: list[str] = []
     try:
         file = read_task_file(url)
     except UserError as error:
         raise UserError([problem.replace("--eval-yaml", "--eval-tasks", 1) for problem in error.problems]) from None
-    for task in {task.dataset_uri: task for task in file.tasks}.values():
-        try:
-            icl.read_rows(task)
-        except ValueError as error:
-            problems.append(f"--eval-tasks {url}: {error}")
+    problems = [f"--eval-tasks {url}: {problem}" for problem in data_problems(file.tasks)]
     try:
         tokenizer = choose_tokenizer(named, carried, vocab_size)
     except ValueError as error:

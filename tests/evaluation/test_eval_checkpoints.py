@@ -146,6 +146,8 @@ def test_flags_say_what_a_first_generation_configuration_leaves_out(folder: Path
         (["--attn-seq-scalar-alpha", "0.5"], r"--attn-seq-scalar-alpha: custom attention is not built"),
         (["--moe-freq", "2"], r"--moe-freq: mixture of experts is not part"),
         (["--model", "open_lm_1bb"], r"--model open_lm_1bb: no such size\. Did you mean open_lm_1b\?"),
+        (["--num-fewshot", "3"], r"--num-fewshot: only with --backend lm-eval; leave it out with native"),
+        (["--no-cut"], r"--no-cut|--cut: only with --backend llm-foundry"),
         (["--out", "s3://bucket/out.json"], r"--out s3://bucket/out\.json: is written to a local path"),
         (["--out", "tasks.yaml/out.json"], r"--out tasks\.yaml/out\.json: can't be written there"),
     ],
@@ -185,6 +187,19 @@ def test_bad_checkpoints_are_all_told_before_the_first_is_scored(folder: Path, s
     assert [name for name, line in zip(bad, told, strict=True) if name not in line or "\n" in line] == []
     assert "give --model-config" in told[-1] and "holds no epoch_N.pt" in told[-2]
     assert capsys.readouterr().out == "" and not Path("out.json").exists() and not Path("pwned").exists()
+
+
+def test_wrong_rows_are_all_told_before_the_first_task_is_scored(folder: Path, score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    good, *_ = forms(folder, random_model())
+    Path("wrong.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 5}\n')
+    Path("empty.jsonl").touch()
+    with Path("tasks.yaml").open("a") as file:
+        for name in ("wrong", "empty"):
+            file.write(f"- {{label: {name}, dataset_uri: {name}.jsonl, num_fewshot: [0, 1], icl_task_type: multiple_choice}}\n")
+    with pytest.raises(UserError) as error:
+        score(good)
+    assert len(error.value.problems) == 2 and "wrong.jsonl line 1" in error.value.problems[0]
+    assert "hats" not in capsys.readouterr().err
 
 
 def test_a_failure_in_the_second_leaves_the_scores_of_the_first(folder: Path, score: Score, capsys: pytest.CaptureFixture[str]) -> None:
