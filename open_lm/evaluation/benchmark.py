@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from open_lm.evaluation import answers, icl
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import Task
+from open_lm.params.fields import Problems
 from open_lm.tokenizer import Tokenizer
 
 
@@ -47,6 +48,14 @@ def load_data_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: in
     """
     for name, rows in icl.by_category(task, icl.read_rows(task)).items():
         yield _encode(task, name, rows, tokenizer, max_seq_len, limit)
+
+
+def data_problems(tasks: Iterable[Task]) -> list[str]:
+    """What is wrong with the rows of the tasks' data, one line for each data set that can't be used."""
+    problems = Problems()
+    for task in {task.dataset_uri: task for task in tasks}.values():
+        problems.attempt(icl.read_rows, task)
+    return problems.found
 
 
 def _encode(task: Task, name: str, rows: Sequence[icl.Row], tokenizer: Tokenizer, max_seq_len: int, limit: int | None) -> DataSet:

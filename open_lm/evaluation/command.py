@@ -98,6 +98,15 @@ def choose_backend(named: str, harness_tasks: bool = False) -> Backend:
 
 
 TOPICS = (EvalParams, ArchitectureParams)
+_MEANT_FOR: dict[str, tuple[Backend, ...]] = {
+    "include_path": ("lm-eval",),
+    "num_fewshot": ("lm-eval",),
+    "build_env": ("llm-foundry",),
+    "cut": ("llm-foundry",),
+    "batch_tokens": ("native", "lm-eval"),
+    "max_seq_len": ("native", "llm-foundry"),
+}
+"""Options that some backends have no use for."""
 
 
 def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, ArchitectureFlags, TaskFile | FoundryFile | HarnessTasks]:
@@ -109,8 +118,14 @@ def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, ArchitectureFlag
     about = "Score checkpoints on benchmark tasks."
     values, _ = parse_topics(TOPICS, argv, absent=ABSENT, prog="eval_openlm_ckpt.py", description=about)
     params: EvalParams = values[EvalParams]
+    backend = choose_backend(params.backend, bool(params.tasks))
     problems = _problems(params)
     given = given_options(TOPICS, argv)
+    problems += [
+        f"--{name.replace('_', '-')}: only with --backend {' or '.join(meant)}; leave it out with {backend}"
+        for name, meant in _MEANT_FOR.items()
+        if name in given and backend not in meant
+    ]
     flags = {name: value for name, value in asdict(values[ArchitectureParams]).items() if name in given}
     problems += [problem for name, value in flags.items() for problem in unbuilt_choice(name, value)]
     if params.rotary_old and flags.setdefault("positional_embedding_type", "head_rotary") != "head_rotary":
@@ -118,7 +133,6 @@ def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, ArchitectureFlag
     if flags and not params.checkpoint:
         problems.append(f"--{next(iter(flags)).replace('_', '-')}: is for --checkpoint; --hf-model brings its own configuration")
     tasks: TaskFile | FoundryFile | HarnessTasks | None = None
-    backend = choose_backend(params.backend, bool(params.tasks))
     if backend == "lm-eval":
         tasks = tuple(name for text in params.tasks for name in text.split(",") if name)
     elif params.eval_yaml:
@@ -203,6 +217,7 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
         return environment.run_there(python, sys.argv[1:] if argv is None else argv)
+    from open_lm.evaluation.benchmark import data_problems
     from open_lm.evaluation.models import ModelChoice
     from open_lm.evaluation.processes import Processes, join_processes
     from open_lm.evaluation.table import markdown_table
@@ -211,6 +226,9 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     kernel = flags.pop("attn_name", "auto")
     choice = ModelChoice(params.model_config or params.model, flags, kernel)
     choice.check(params.checkpoint)
+    problems = data_problems(file.tasks) if isinstance(file, TaskFile) else []
+    if problems:
+        raise UserError([f"--eval-yaml {params.eval_yaml}: {problem}" for problem in problems])
     _say(f"backend {backend}")
     references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
     processes = join_processes() if backend == "native" else Processes()

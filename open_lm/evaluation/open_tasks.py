@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from open_lm.evaluation import icl
-from open_lm.evaluation.benchmark import load_data_sets
+from open_lm.evaluation.benchmark import data_problems, load_data_sets
 from open_lm.evaluation.packed import PackedDataSet
 from open_lm.evaluation.tasks import Task, TaskFile, read_task_file
 from open_lm.params.fields import UserError
@@ -49,17 +48,8 @@ def open_tasks(url: str, named: str | None, carried: Tokenizer | None, vocab_siz
     try:
         tokenizer = choose_tokenizer(named, carried, vocab_size)
     except ValueError as error:
-        raise UserError([f"--eval-tasks {url}: {problem}" for problem in (*_wrong_rows(file), str(error))]) from None
+        raise UserError([f"--eval-tasks {url}: {problem}" for problem in (*data_problems(file.tasks), str(error))]) from None
     return encode_tasks(file, tokenizer, seq_len, url)
-
-
-def _wrong_rows(file: TaskFile) -> Iterator[str]:
-    """What is wrong with the data apart from the tokenizer."""
-    for task in {task.dataset_uri: task for task in file.tasks}.values():
-        try:
-            icl.read_rows(task)
-        except ValueError as error:
-            yield str(error)
 
 
 def encode_tasks(file: TaskFile, tokenizer: Tokenizer, seq_len: int, url: str = "") -> OpenTasks:

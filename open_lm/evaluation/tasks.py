@@ -218,7 +218,8 @@ def _locate(tasks: list[Task], url: str) -> tuple[list[Task], list[str]]:
     if found is None:
         beside = storage.join(storage.parent(url), uri)
         places = "the working folder" if uri == beside else f"the working folder or as {beside}"
-        return [], [f"--eval-yaml {url}: {tasks[0].label}: dataset_uri {uri}: no such file in {places}; correct it or put the data there"]
+        what = f"--eval-yaml {url}: {tasks[0].label}: dataset_uri {uri}: no such file in {places}"
+        return [], [f"{what}; correct it or put the data there{fetched(uri)}"]
     return [replace(task, dataset_uri=found) for task in tasks], []
 
 
@@ -229,6 +230,11 @@ def locate(uri: str, url: str) -> str | None:
     folder = storage.parent(url)
     places = (uri, storage.join(folder, uri), storage.join(folder, uri.removeprefix("eval/")))
     return next((path for path in dict.fromkeys(places) if storage.exists(path)), None)
+
+
+def fetched(uri: str) -> str:
+    """Where data come from that lie in LLM Foundry's layout, for a message that they are not there."""
+    return " (download_data.py fetches local_data/)" if uri.startswith("local_data/") else ""
 
 
 def _repeated(tasks: list[Task], where: str) -> list[str]:

@@ -61,7 +61,7 @@ def test_a_masked_token_is_read_by_what_follows_it(model: Transformer, tokens: T
     assert validate(model, [masked]).loss == pytest.approx(float(losses[:, 5:].mean()), rel=1e-6)
 
 
-def test_fully_masked_rows_and_batches_are_harmless(model: Transformer, tokens: Tensor) -> None:
+def test_openlm_defect_29_fully_masked_rows_and_batches_are_harmless(model: Transformer, tokens: Tensor) -> None:
     masked = torch.full_like(tokens, -1)
     with_masked = validate(model, [tokens, masked, torch.cat([tokens[:1], masked])])
     assert with_masked == validate(model, [tokens, tokens[:1]])

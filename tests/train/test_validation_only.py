@@ -1,4 +1,4 @@
-"""Runs without training data validate a checkpoint (compat.md 6 (27)), every process in every batch (28)."""
+"""Runs without training data validate a checkpoint (OpenLM's defect 27), every process in every batch (28)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def losses(lists: list[list[dict[str, Any]]]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_every_way_to_name_weights_gives_the_loss_of_the_run(bench: Any, trained: Path) -> None:
+def test_openlm_defect_27_runs_without_training_data_validate_weights_however_they_are_named(bench: Any, trained: Path) -> None:
     from open_lm.main import main
 
     expected = pytest.approx(losses(results(bench, "a")), rel=1e-6)
@@ -140,8 +140,8 @@ def test_options_that_make_no_sense_without_training_are_refused(more: str, word
 
 
 @pytest.mark.slow
-def test_three_sharded_processes_validate_rows_that_they_do_not_divide(bench: Any, trained: Path) -> None:
-    """compat.md 6 (28): 50 and 20 rows, 8 to a batch on 3 processes: rounded to 9, and the last batch filled up with masked rows."""
+def test_openlm_defect_28_three_sharded_processes_validate_rows_that_they_do_not_divide(bench: Any, trained: Path) -> None:
+    """50 and 20 rows, 8 to a batch on 3 processes: rounded to 9, and the last batch filled up with masked rows."""
     import subprocess
 
     more = flags(

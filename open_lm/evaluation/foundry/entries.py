@@ -11,7 +11,7 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.evaluation.precision import FOUNDRY_NAMES, Precision
-from open_lm.evaluation.tasks import METRICS, OLD_NAMES, locate
+from open_lm.evaluation.tasks import METRICS, OLD_NAMES, fetched, locate
 from open_lm.params.fields import UserError, nearest
 
 DEFAULT_BATCH_SIZE = 8
@@ -119,7 +119,8 @@ def _entry(raw: object, where: str, url: str, problems: list[str]) -> Entry | No
     found = str(uri) if str(uri).startswith("hf://") else locate(str(uri), url)
     if found is None:
         problems.append(
-            f"{where}: dataset_uri {uri}: no such file in the working folder or beside the YAML; correct it or put the data there"
+            f"{where}: dataset_uri {uri}: no such file in the working folder or beside the YAML; "
+            f"correct it or put the data there{fetched(str(uri))}"
         )
     if len(problems) > before:
         return None
