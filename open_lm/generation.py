@@ -53,7 +53,6 @@ def generate(
     eot_id: int | None = None,
     max_seq_len: int | None = None,
     stop: Callable[[list[int]], bool] | None = None,
-    agree: Callable[[list[int]], list[int]] | None = None,
     named: str = "--prompt",
 ) -> list[list[int]]:
     """New ids for each prompt, the prompt itself and the end of text not among them.
@@ -65,8 +64,6 @@ def generate(
     Args:
         max_seq_len: default: the model's seq_len.
         stop: asked after each new id, with all new ids of that prompt.
-        agree: takes this process's choices of a step, gives those that all processes go on with; of a sharded model each pass needs
-            them all, and what a stop string or an end of text ends follows from the choices.
         named: where the prompts came from, for errors.
 
     Raises:
@@ -84,8 +81,8 @@ def generate(
     logits = next_logits(model, prompts, cache).cpu()
     for step in range(max_new_tokens):
         going = []
-        choices = [choose(logits[row], sampling, generators[i]) for row, i in enumerate(active)]
-        for row, (i, chosen) in enumerate(zip(active, agree(choices) if agree else choices, strict=True)):
+        for row, i in enumerate(active):
+            chosen = choose(logits[row], sampling, generators[i])
             if chosen == eot_id:
                 continue
             new[i].append(chosen)

@@ -45,7 +45,7 @@ def generate_answers(
     for batch in options.processes.share(batches):
         ids = [prompts[i] for i in batch]
         with autocast(device, options.precision):
-            new = continue_prompts(model, ids, max_new_tokens, eot_id, stop, agree=options.processes.agree)
+            new = continue_prompts(model, ids, max_new_tokens, eot_id, stop)
         whole = new if eot_id == tokenizer.eot_id else with_ends(new, max_new_tokens, eot_id)
         found.update({i: tokenizer.decode(row, skip_special_tokens=True) for i, row in zip(batch, whole, strict=True)})
     merged = options.processes.merge(found)

@@ -92,8 +92,8 @@ def test_all_problems_of_the_command_line_come_together(folder: Path) -> None:
 def test_options_of_lm_evals_tasks_are_refused_without_them(folder: Path) -> None:
     with pytest.raises(UserError) as error:
         parse_eval([*MODEL, "--checkpoint", "one.pt", "--num-fewshot", "2", "--include-path", "more"])
-    assert [problem.partition(":")[0] for problem in error.value.problems] == ["--num-fewshot 2", "--include-path more"]
-    assert all("goes with --tasks" in problem for problem in error.value.problems)
+    assert [problem.partition(":")[0] for problem in error.value.problems] == ["--include-path", "--num-fewshot"]
+    assert all("only with --backend lm-eval" in problem for problem in error.value.problems)
 
 
 @pytest.mark.slow

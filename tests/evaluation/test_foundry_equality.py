@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -18,6 +17,7 @@ from open_lm.checkpoint.load import load_model
 from open_lm.evaluation import icl
 from open_lm.evaluation.answers import generate_answers, is_right_answer
 from open_lm.evaluation.benchmark import load_data_sets, score_tasks
+from open_lm.evaluation.foundry import environment
 from open_lm.evaluation.icl import Prompt
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import TaskFile, read_task_file
@@ -30,12 +30,12 @@ MAX_SEQ_LEN = 96
 
 
 @pytest.fixture(scope="module")
-def foundry_python(repo: Path) -> Path:
-    """The Python of LLM Foundry's environment, as scripts/setup.sh makes it."""
-    name = hashlib.sha256((repo / "requirements-foundry.txt").read_bytes()).hexdigest()[:16]
-    cache = os.environ.get("OPENLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "open_lm"
-    python = Path(cache) / f"foundry-{name}" / "bin/python"
-    if not python.is_file():
+def foundry_python() -> Path:
+    """The Python of LLM Foundry's environment; tests skip without one, and fail under OPENLM_REQUIRE_FOUNDRY=1."""
+    python = environment.find_python()
+    if python is None and os.environ.get("OPENLM_REQUIRE_FOUNDRY"):
+        pytest.fail("OPENLM_REQUIRE_FOUNDRY is set, but LLM Foundry's environment is not built: scripts/setup.sh foundry")
+    if python is None:
         pytest.skip("needs LLM Foundry's environment: scripts/setup.sh foundry")
     return python
 

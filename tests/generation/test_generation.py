@@ -132,15 +132,3 @@ def test_wrong_input_is_named_in_one_line(model: Transformer, prompts: list[list
 def test_prompts_are_named_as_the_caller_names_them(model: Transformer) -> None:
     with pytest.raises(ValueError, match=r"^answers: prompt 1 is empty"):
         generate(model, [[]], max_new_tokens=1, named="answers")
-
-
-def test_what_the_processes_agree_on_is_what_each_goes_on_with(model: Transformer) -> None:
-    prompts = [[1, 2, 3], [4]]
-    asked: list[list[int]] = []
-
-    def agree(choices: list[int]) -> list[int]:
-        asked.append(choices)
-        return [7 if len(asked) < 3 else 9] * len(choices)
-
-    assert generate(model, prompts, max_new_tokens=5, eot_id=9, agree=agree) == [[7, 7], [7, 7]]
-    assert asked[0] == [ids[0] for ids in generate(model, prompts, max_new_tokens=1)] and len(asked) == 3

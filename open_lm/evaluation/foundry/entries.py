@@ -209,5 +209,6 @@ def _locate(uri: str, url: str, where: str) -> tuple[str, list[str]]:
     found = next((path for path in dict.fromkeys((uri, *beside)) if storage.exists(path)), None)
     if found is not None:
         return found, []
+    hint = " (download_data.py fetches local_data/)" if uri.removeprefix("eval/").startswith("local_data/") else ""
     places = "the working folder" if beside == [uri] else f"the working folder or as {' or '.join(beside)}"
-    return "", [f"{where}: dataset_uri {uri}: no such file in {places}; correct it or put the data there"]
+    return "", [f"{where}: dataset_uri {uri}: no such file in {places}; correct it or put the data there{hint}"]

@@ -69,7 +69,7 @@ def file_of(*entries: dict[str, Any]) -> FoundryFile:
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_batches_are_llm_foundrys_own_without_the_padding(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_openlm_defect_30_batches_are_llm_foundrys_own_without_the_padding(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     theirs = foundry_tokenizer(tokenizer)
     config = {**entry(kind, tmp_path), "metric_names": [METRICS[kind]]}
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()

@@ -10,7 +10,7 @@ import yaml
 
 from open_lm.evaluation.foundry.entries import parse_entries, read_entries
 from open_lm.evaluation.published import PUBLISHED, ROWS
-from open_lm.evaluation.tasks import parse_task_file
+from open_lm.evaluation.tasks import parse_task_file, read_task_file
 from open_lm.params.fields import UserError
 
 
@@ -37,6 +37,16 @@ def test_data_lie_in_the_working_folder_or_beside_the_yaml(tmp_path: Path, monke
     (tmp_path / "data").mkdir()
     (tmp_path / "data/rows.jsonl").touch()
     assert read_entries("a/t.yaml").entries[0].dataset_uri == "data/rows.jsonl"
+
+
+def test_data_of_a_yaml_for_the_folder_above_lie_beside_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "eval/local_data").mkdir(parents=True)
+    (tmp_path / "eval/local_data/rows.jsonl").touch()
+    (tmp_path / "eval/t.yaml").write_text(yaml.dump({"icl_tasks": [task(tmp_path, dataset_uri="eval/local_data/rows.jsonl")]}))
+    for folder, url in ((tmp_path / "eval", "t.yaml"), (tmp_path, "eval/t.yaml"), (Path("/"), str(tmp_path / "eval/t.yaml"))):
+        monkeypatch.chdir(folder)
+        found = [read_entries(url).entries[0].dataset_uri, read_task_file(url).tasks[0].dataset_uri]
+        assert [Path(uri).resolve() for uri in found] == [tmp_path / "eval/local_data/rows.jsonl"] * 2
 
 
 @pytest.mark.parametrize(
