@@ -131,9 +131,9 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    dtype: Any = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     try:
-        model, about = transformers.AutoModelForCausalLM.from_pretrained(
+        made: Any = transformers.AutoModelForCausalLM.from_pretrained(
             hf_source(source), trust_remote_code=False, output_loading_info=True, **{dtype: torch.float32}
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
@@ -146,6 +146,7 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
         raise ValueError(
             f"--hf-model {source}: can't be loaded as a causal language model ({reason[:200]}); check name and network, or give a folder"
         ) from None
+    model, about = made
     missing = sorted({*about["missing_keys"]} & {name for name, _ in model.named_parameters()})
     if missing:
         raise ValueError(f"--hf-model {source}: its weights lack {len(missing)} tensors, such as {missing[0]}; give the whole model")

@@ -33,15 +33,16 @@ def stock(kind: str, vocab_size: int = 300) -> Any:
     return model.eval()
 
 
-def with_begin(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with a token <s> that it puts before every text, as Llama's does."""
+def with_begin(tokenizer: Tokenizer, put: bool = True) -> Tokenizer:
+    """The tokenizer with a token <s> that it puts before every text, as Llama's does, or only has."""
     import tokenizers
     from tokenizers import processors
 
     backend = tokenizers.Tokenizer.from_str(tokenizer.json_text)
     backend.add_special_tokens(["<s>"])
     begin = backend.token_to_id("<s>")
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", begin)])
+    if put:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", begin)])
     return Tokenizer(backend.to_str(), "with <s>")
 
 

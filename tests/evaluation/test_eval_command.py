@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stock_models import save, stock
 
 from open_lm.evaluation.command import parse_eval, run_eval
 from open_lm.model.transformer import Transformer
@@ -108,20 +109,26 @@ def test_the_file_runs_from_its_own_folder(folder: Path, repo: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one(folder: Path, repo: Path) -> None:
+def test_two_processes_give_the_scores_of_one(folder: Path, repo: Path, tokenizer: Tokenizer) -> None:
+    """A checkpoint and a stock model of Hugging Face in one table."""
     rows = [
         {"context": f"a cat saw {i}", "answer": "a", "query": f"a dog {i}", "choices": ["a hat", "a mat"], "gold": i % 2} for i in range(7)
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with (folder / "tasks.yaml").open("a") as file:
         file.write("- {label: answers, dataset_uri: rows.jsonl, num_fewshot: [0], icl_task_type: generation_task_with_answers}\n")
-    arguments = [*MODEL, "--checkpoint", "one.pt", "--tokenizer", "tokenizer", "--device", "cpu", "--batch-tokens", "40"]
+    save(folder / "stock", stock("llama"), tokenizer)
+    arguments = [*MODEL, "--checkpoint", "one.pt", "--tokenizer", "tokenizer", "--hf-model", "stock"]
+    arguments += ["--device", "cpu", "--batch-tokens", "40"]
     run_eval([*arguments, "--out", "alone.json"])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, str(repo / "eval/eval_openlm_ckpt.py"), *arguments, "--out", "both.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| hats/0-shot") == 1  # the first process alone speaks
-    alone, both = (json.loads((folder / name).read_text())["one.pt"] for name in ("alone.json", "both.json"))
-    scores = [{name: (one["accuracy"], one["questions"]) for name, one in found.items()} for found in (alone, both)]
-    assert scores[0] == scores[1] and list(alone) == list(both)
+    alone, both = (json.loads((folder / name).read_text()) for name in ("alone.json", "both.json"))
+    scores = [
+        {(model, name): (one["accuracy"], one["questions"]) for model in found for name, one in found[model].items()}
+        for found in (alone, both)
+    ]
+    assert scores[0] == scores[1] and list(alone) == ["one.pt", "stock"] and len(scores[0]) == 6

@@ -199,6 +199,7 @@ def score_entries(
                 report(evaluator.label, results[evaluator.label], _dataset(evaluator).longest)
                 start = time.perf_counter()
     trainer.close()
+    model.eval()  # the trainer leaves it as for training
     return results
 
 

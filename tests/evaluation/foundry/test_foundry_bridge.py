@@ -17,11 +17,13 @@ import torch
 pytest.importorskip("llmfoundry")
 
 from llmfoundry.utils.builders import build_icl_evaluators
+from stock_models import save, stock
 
 from open_lm.evaluation.benchmark import score_tasks
 from open_lm.evaluation.foundry.bridge import BridgeOptions, foundry_tokenizer, score_entries
 from open_lm.evaluation.foundry.datasets import PREFIX
 from open_lm.evaluation.foundry.entries import METRICS, FoundryFile, parse_entries
+from open_lm.evaluation.models import ModelChoice, open_model
 from open_lm.evaluation.scorer import ScorerOptions
 from open_lm.evaluation.tasks import parse_task_file
 from open_lm.generation import generate
@@ -221,15 +223,20 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, repo: Path, model:
     (tmp_path / "tokenizer.json").write_text(tokenizer.json_text)
     tasks = [entry(kind, tmp_path) for kind in METRICS] + [entry("schema", tmp_path, label="parts", has_categories=True)]
     (tmp_path / "tasks.yaml").write_text(json.dumps({"max_seq_len": 60, "device_eval_batch_size": 4, "icl_tasks": tasks}))
+    stranger = save(tmp_path / "stock", stock("llama"), tokenizer)
     command = [str(repo / "eval/eval_openlm_ckpt.py"), "--eval-yaml", "tasks.yaml", "--checkpoint", "one.pt"]
-    command += ["--model-config", "model.json", "--tokenizer", "tokenizer.json", "--device", "cpu", "--out"]
-    alone = score_entries(model, tokenizer, file_of(*tasks), BridgeOptions(60))
+    command += ["--model-config", "model.json", "--tokenizer", "tokenizer.json", "--device", "cpu", "--hf-model", "stock", "--out"]
+    opened = open_model(str(stranger), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu")
+    alone = {
+        name: score_entries(scored, tokenizer, file_of(*tasks), BridgeOptions(60))
+        for name, scored in (("one.pt", model), ("stock", opened.model))
+    }
     before = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([sys.executable, *before, *command, "two.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "backend llm-foundry" in done.stderr and done.stdout.count("| schema/0-shot") == 1
-    content = json.loads((tmp_path / "two.json").read_text())["one.pt"]
-    assert {task: (r["accuracy"], r["questions"]) for task, r in content.items()} == {
-        n: (r.accuracy, r.questions) for n, r in alone.items()
-    }
-    assert len(content) == 12
+    content = json.loads((tmp_path / "two.json").read_text())
+    assert list(content) == ["one.pt", "stock"] and all(len(found) == 12 for found in content.values())
+    for name, found in content.items():
+        expected = {task: (r.accuracy, r.questions) for task, r in alone[name].items()}
+        assert {task: (r["accuracy"], r["questions"]) for task, r in found.items()} == expected
