@@ -53,6 +53,7 @@ def generate(
     eot_id: int | None = None,
     max_seq_len: int | None = None,
     stop: Callable[[list[int]], bool] | None = None,
+    named: str = "--prompt",
 ) -> list[list[int]]:
     """New ids for each prompt, the prompt itself and the end of text not among them.
 
@@ -63,6 +64,7 @@ def generate(
     Args:
         max_seq_len: default: the model's seq_len.
         stop: asked after each new id, with all new ids of that prompt.
+        named: where the prompts came from, for errors.
 
     Raises:
         ValueError: an empty prompt, one that leaves no room in the context, or sampling options out of range.
@@ -70,7 +72,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     prompts = [list(ids) for ids in prompt_ids]
     limit = max_seq_len or model.config.seq_len
-    _check_prompts(prompts, limit, model.config.vocab_size)
+    _check_prompts(prompts, limit, model.config.vocab_size, named)
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {max_new_tokens}: give at least 1")
     generators = [_generator(seed, index) for index in range(len(prompts))]
@@ -100,16 +102,14 @@ def _generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(f"{seed} {index}").getrandbits(32))
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], seq_len: int, vocab_size: int) -> None:
+def _check_prompts(prompts: Sequence[Sequence[int]], seq_len: int, vocab_size: int, named: str) -> None:
     for number, ids in enumerate(prompts, 1):
         if not ids:
-            raise ValueError(f"--prompt: prompt {number} is empty; give at least one token, such as the end of text")
+            raise ValueError(f"{named}: prompt {number} is empty; give at least one token, such as the end of text")
         if len(ids) >= seq_len:
-            raise ValueError(
-                f"--prompt: prompt {number} has {len(ids)} tokens; the model's context of {seq_len} leaves no room, shorten it"
-            )
+            raise ValueError(f"{named}: prompt {number} has {len(ids)} tokens; the model's context of {seq_len} leaves no room, shorten it")
         if not 0 <= min(ids) <= max(ids) < vocab_size:
-            raise ValueError(f"--prompt: prompt {number} has ids outside the model's vocabulary of {vocab_size}; check --tokenizer")
+            raise ValueError(f"{named}: prompt {number} has ids outside the model's vocabulary of {vocab_size}; check --tokenizer")
 
 
 @torch.no_grad()

@@ -20,12 +20,13 @@ from open_lm.data.loader import LoaderShape, allowed_processes, check_processes
 from open_lm.data.masks import Masks
 from open_lm.data.plans_file import about_plan
 from open_lm.data.source_names import source_names
-from open_lm.evaluation.tasks_in_training import OpenTasks, open_tasks
+from open_lm.evaluation.open_tasks import OpenTasks
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
 from open_lm.params import Params, Problems
+from open_lm.scoring import check_same, find_tasks
 from open_lm.train.launcher import sign_lock, was_ours
 from open_lm.train.loop import Position
 from open_lm.train.parallel import World, from_all, from_first
@@ -135,10 +136,8 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     access = problems.attempt(access_of, params.data)
     validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
     length = lineage = masks = tasks = None
-    if config and data and params.validation.eval_tasks:
-        named, vocab_size = params.data.tokenizer, config.vocab_size
-        tasks = problems.attempt(open_tasks, params.validation.eval_tasks, named, data.tokenizer, vocab_size)
     if config and data:
+        tasks = problems.attempt(find_tasks, params, data.tokenizer, config)
         masks = problems.attempt(
             Masks.of, params.data, config.vocab_size, {s.files.eot_id for s in data.sources if s.files.eot_id is not None}
         )
@@ -150,6 +149,7 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
     if not claim:
         problems.attempt(refuse_existing, folder, params.log, resuming)
+    check_same(problems, params, tasks)
     _raise_any(problems, lock)
     if claim and not early:
         lock = problems.attempt(claim_run_folder, folder, params.log, resuming, world)
@@ -176,9 +176,9 @@ def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> 
         model = Transformer(config, kernel)
     problems = Problems()
     for checkpoint in (params.model.pretrained, *params.averaging.average):
-        tensors, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
-        if tensors is not None:
-            problems.attempt(load_weights, model, tensors, path)
+        file, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
+        if file is not None:
+            problems.attempt(load_weights, model, file.state_dict, path)
     flag = "--pretrained" if params.model.pretrained else "--average"
     problems.found = [f"{flag}: {problem}" for problem in problems.found]
     problems.raise_any()

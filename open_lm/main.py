@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from open_lm.params import UserError, parse_params
-from open_lm.params.check import validates_only
+from open_lm.params.check import TOPICS, validates_only
+from open_lm.params.fields import given_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 dry_run(params, alone(params.parallel))
             return 0
         with join_world(params.parallel) as world:
-            return run_validation(params, world) if validates_only(params.flat()) else run(params, world, warnings)
+            if validates_only(params.flat()):
+                return run_validation(params, world, warnings, given_options(TOPICS, argv))
+            return run(params, world, warnings)
     except UserError as error:
         for problem in error.problems if rank == 0 else ():  # every process found the same
             print(f"open_lm: error: {problem}", file=sys.stderr)

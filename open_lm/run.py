@@ -24,16 +24,15 @@ from open_lm.checkpoint.weights import load_weights
 from open_lm.data.batch import Batch
 from open_lm.data.loader import Loader
 from open_lm.data.plans_file import write_plans
-from open_lm.evaluation.in_training import InTraining, ValidationConfig
-from open_lm.evaluation.intervals import IntervalOptions
-from open_lm.evaluation.precision import Precision
-from open_lm.evaluation.tasks_in_training import TasksConfig, TasksInTraining
+from open_lm.evaluation.in_training import Beside, InTraining
+from open_lm.evaluation.tasks_in_training import TasksInTraining, lost_scores
 from open_lm.job import Job, prepare
 from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.params import Params
 from open_lm.params.averagers import parse_averagers
 from open_lm.params.ending import seconds_of
+from open_lm.scoring import tasks_config, validation_config
 from open_lm.train import farewell, forecast
 from open_lm.train.agreement import Meeting
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
@@ -104,6 +103,8 @@ def begin(job: Job, guard: Guard, guarded: ExitStack, meeting: Meeting, warnings
         logging.warning(warning)
     if job.start.step >= job.length.total_steps:
         logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
+        if job.tasks and world.is_first and (words := lost_scores(job.folder.checkpoints, tasks_config(params, world), job.start.epoch)):
+            logging.warning(words)
         return 0
     before: int | None = from_first(farewell.ended_under_this_launcher(job.folder) if world.is_first else None)
     if before is not None:
@@ -247,11 +248,12 @@ def train_job(job: Job, trained: Trained, guard: Guard, failure: Failure, meetin
         loader = Loader(job.data.rows, job.shape, params.data.workers, tolerate, job.masks, sources, **before, tell=tell)
         stack.enter_context(loader)
         states = make_run_states(job, trained, loader)
-        callbacks = [*make_callbacks(job, trained, step, states, loader), meeting]
+        schedule, endings = make_schedule(params.optimizer, length), make_endings(params, guard)
+        beside = Beside(guard.progress, lambda: bool(endings.asked()))
+        callbacks = [*make_callbacks(job, trained, step, states, loader, beside), meeting]
         for callback in callbacks:
             stack.callback(callback.close)
         stack.enter_context(failure)  # told before anything is closed
-        schedule, endings = make_schedule(params.optimizer, length), make_endings(params, guard)
         end, ending = train(_on_device(loader, world.device), step, schedule, length, job.config.seq_len, job.start, callbacks, endings)
         with guard.beside_the_step(end.step):
             states.wait()
@@ -303,8 +305,10 @@ def make_run_states(job: Job, trained: Trained, loader: Loader) -> RunStates:
     return RunStates(job.states, plan, trained.model, trained.optimizer, describe, job.world, asynchronous, trained.extra)
 
 
-def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, loader: Loader) -> list[Callback]:
-    """What happens beside training, in its order: average, log, save the run state, validate, save weights with the validation."""
+def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, loader: Loader, beside: Beside) -> list[Callback]:
+    """What happens beside training, in its order: average, log, save the run state, validate, save weights with the validation; then, with
+    all of that safe, score tasks.
+    """
     params, world = job.params, job.world
     model, averages, folder = trained.model, trained.averages, job.folder.checkpoints
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
@@ -314,45 +318,29 @@ def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, lo
     log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, used, loader, job.start, job.source_names, keep.metrics)
     in_model, about = averages.in_model_by_name, about_weights(job)
     name, start = params.model.model, job.start.step
-    validation = InTraining(model, job.validation, validation_config(job), folder, name, log.validated, in_model, start)
+    config = validation_config(params, world, job.length.global_batch_size)
+    validation = InTraining(model, job.validation, config, folder, name, log.validated, in_model, start, beside=beside)
     callbacks: list[Callback] = [
         LauncherWatch(),
         keep,
         log,
         states,
         validation,
-        *make_tasks(job, model, log),
         Weights(folder, plan, model, step.optimizer, about, states.describe, lambda: validation.metrics, world),
         SaveAverages(folder, plan, averages, about, world),
+        *make_tasks(job, model, log, beside),
     ]
     if not world.is_first:
         return callbacks
     return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), ProgressBar(job.length, job.start)]
 
 
-def make_tasks(job: Job, model: nn.Module, log: MetricsLog) -> list[Callback]:
+def make_tasks(job: Job, model: nn.Module, log: MetricsLog, beside: Beside) -> list[Callback]:
     """What scores --eval-tasks, if there are any."""
     if job.tasks is None:
         return []
-    params, world = job.params, job.world
-    precision: Precision = "fp32" if autocast_dtype(params.parallel) is None else "amp_bfloat16"
-    config = TasksConfig(params.validation.eval_tasks_frequency, params.batch.epochs, job.config.seq_len, precision, world.rank, world.size)
-    return [TasksInTraining(model, job.tasks, config, job.folder.checkpoints, log.scored, job.start.step)]
-
-
-def validation_config(job: Job) -> ValidationConfig:
-    """The part of the options that validation needs."""
-    params, world, asked = job.params, job.world, job.params.validation
-    return ValidationConfig(
-        every_epochs=params.validation.val_frequency,
-        epochs=params.batch.epochs,
-        global_batch_size=params.validation.global_val_batch_size or job.length.global_batch_size,
-        precision="fp32" if autocast_dtype(params.parallel) is None else "amp_bfloat16",
-        workers=params.data.workers,
-        rank=world.rank,
-        world_size=world.size,
-        intervals=IntervalOptions(asked.val_seq_ci, asked.val_tok_ci, asked.val_max_pop_ci, asked.val_iter_ci),
-    )
+    config = tasks_config(job.params, job.world)
+    return [TasksInTraining(model, job.tasks, config, job.folder.checkpoints, log.scored, job.start, beside=beside)]
 
 
 def run_state(job: Job, loader: Loader, position: Position) -> RunState:

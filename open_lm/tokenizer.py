@@ -24,7 +24,9 @@ DEFAULT_TOKENIZER = "EleutherAI/gpt-neox-20b"
 DEFAULT_VOCAB_SIZE = 50_432
 """Vocabulary of OpenLM's models, which use the default tokenizer."""
 END_OF_TEXT_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+PAD_TOKEN = "<|padding|>"
 BEGIN_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|im_start|>")
+_ABOUT = "tokenizer_config.json"
 Engine = Literal["auto", "gigatoken", "hf"]
 
 
@@ -35,12 +37,13 @@ class Tokenizer:
         json_text: the content of a tokenizer.json.
         name: where it came from, for messages.
         eot_token: the token that ends a document; default: the first of `END_OF_TEXT_NAMES` in the vocabulary.
+        declared: the content of the tokenizer_config.json that came with it; its end of text and padding come before the default.
 
     Raises:
         ValueError: not a tokenizer.json, or no end-of-text token.
     """
 
-    def __init__(self, json_text: str, name: str, eot_token: str | None = None):
+    def __init__(self, json_text: str, name: str, eot_token: str | None = None, declared: str | None = None):
         import tokenizers
 
         self.json_text, self.name = json_text, name
@@ -50,12 +53,33 @@ class Tokenizer:
             raise ValueError(f"--tokenizer {name}: not a tokenizer.json: {error}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
-        found = (self.backend.token_to_id(t) for t in ((eot_token,) if eot_token else END_OF_TEXT_NAMES))
+        about = self._read(declared)
+        eos, pad = (self._known(about.get(key)) for key in ("eos_token", "pad_token"))
+        found = (self.backend.token_to_id(t) for t in ((eot_token,) if eot_token else (eos,) if eos else END_OF_TEXT_NAMES))
         eot = next((i for i in found if i is not None), None)
         if eot is None:
             raise ValueError(f"--tokenizer {name}: has no end-of-text token {eot_token or ''}; name one of its tokens with --eot-token")
         self.eot_id: int = eot
         self.eot_token = str(self.backend.id_to_token(eot))
+        self.pad_token = pad or (PAD_TOKEN if self.backend.token_to_id(PAD_TOKEN) is not None else None)
+
+    def _read(self, declared: str | None) -> dict[str, Any]:
+        try:
+            about = json.loads(declared or "{}")
+        except ValueError as error:
+            raise ValueError(f"--tokenizer {self.name}: its {_ABOUT} isn't JSON ({error}); mend or remove it") from None
+        return about if isinstance(about, dict) else {}
+
+    def _known(self, token: Any) -> str | None:
+        """The text of a token as a tokenizer_config.json has it, None where the vocabulary lacks it."""
+        token = token.get("content") if isinstance(token, dict) else token
+        return token if isinstance(token, str) and self.backend.token_to_id(token) is not None else None
+
+    @property
+    def pad_id(self) -> int:
+        """What LLM Foundry would pad with: the padding token, or the end of text where there is none."""
+        found = None if self.pad_token is None else self.backend.token_to_id(self.pad_token)
+        return self.eot_id if found is None else found
 
     @cached_property
     def sha256(self) -> str:
@@ -100,21 +124,25 @@ class Tokenizer:
 
 
 def load_tokenizer(source: str, eot_token: str | None = None) -> Tokenizer:
-    """A tokenizer from a tokenizer.json, a folder that holds one, or a Hugging Face name.
+    """A tokenizer from a tokenizer.json; or from a folder or a Hugging Face name, with the tokenizer_config.json there.
 
     Raises:
         ValueError: nothing there, with the remedy.
     """
     if storage.is_remote(source):
         url = source if source.endswith(".json") else storage.join(source, "tokenizer.json")
-        return Tokenizer(storage.read_bytes(url).decode("utf-8"), source, eot_token)
+        about = storage.join(source, _ABOUT)
+        declared = None if url == source or not storage.exists(about) else storage.read_bytes(about).decode("utf-8")
+        return Tokenizer(storage.read_bytes(url).decode("utf-8"), source, eot_token, declared)
     path = storage.local_path(source)
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
-        return Tokenizer(file.read_text(encoding="utf-8"), source, eot_token)
+        beside = path / _ABOUT
+        declared = beside.read_text(encoding="utf-8") if beside.is_file() else None
+        return Tokenizer(file.read_text(encoding="utf-8"), source, eot_token, declared)
     if path.exists() or source.endswith(".json") or source.startswith((".", "/", "~")):
         raise ValueError(f"--tokenizer {source}: no tokenizer.json there; give a file, a folder that holds one, or a Hugging Face name")
-    return Tokenizer(_from_hub(source), source, eot_token or _hub_eos(source))
+    return Tokenizer(_from_hub(source), source, eot_token, _declared_on_hub(source))
 
 
 def _from_hub(name: str) -> str:
@@ -131,17 +159,16 @@ def _from_hub(name: str) -> str:
         ) from None
 
 
-def _hub_eos(name: str) -> str | None:
-    """The end-of-text token that a hub tokenizer declares, None where it declares none."""
+def _declared_on_hub(name: str) -> str | None:
+    """The tokenizer_config.json of a hub tokenizer, None where it has none."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        path = huggingface_hub.hf_hub_download(name, "tokenizer_config.json")
+        path = huggingface_hub.hf_hub_download(name, _ABOUT)
     except (EntryNotFoundError, LocalEntryNotFoundError):
         return None
-    eos: Any = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token")
-    return eos.get("content") if isinstance(eos, dict) else eos
+    return Path(path).read_text(encoding="utf-8")
 
 
 def choose_tokenizer(named: str | None, carried: Tokenizer | None, vocab_size: int) -> Tokenizer:

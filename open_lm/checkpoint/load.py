@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from open_lm import storage
 from open_lm.checkpoint.part_reader import saved_shapes
@@ -14,22 +16,29 @@ from open_lm.checkpoint.run_state import newest_run_state
 from open_lm.checkpoint.state_folder import STATE_FILE
 from open_lm.checkpoint.unshard import state_weights
 from open_lm.checkpoint.weights import WeightsFile, load_weights, newest_weights, read_weights
-from open_lm.model.attention import get_kernel
+from open_lm.model.attention import KernelName, get_kernel
 from open_lm.model.config import ModelConfig, model_config_from
 from open_lm.model.transformer import Transformer
-from open_lm.model.zoo import get_model_config
+from open_lm.model.zoo import get_model_config, model_values
+from open_lm.params.fields import UserError
 from open_lm.tokenizer import Tokenizer, load_tokenizer
 
 
 def load_model(
-    checkpoint: str | Path, model_config: str | None = None, device: str | torch.device = "cpu"
+    checkpoint: str | Path,
+    model_config: str | None = None,
+    device: str | torch.device = "cpu",
+    flags: Mapping[str, Any] | None = None,
+    kernel: KernelName = "auto",
 ) -> tuple[Transformer, Tokenizer | None]:
     """A model ready for evaluation.
 
     Args:
         checkpoint: whatever `open_weights` takes.
-        model_config: named size or model.json, for checkpoints that carry no configuration; it wins over the carried one.
+        model_config: named size or model.json, for checkpoints that carry no configuration; must agree with the carried one.
         device: where the weights go.
+        flags: what a model.json may leave out, as for `choose_config`.
+        kernel: of the attention.
 
     Returns:
         The model in eval mode, in the type its weights were saved in; the tokenizer, or None where the run has none.
@@ -38,9 +47,8 @@ def load_model(
         ValueError: nothing to load, no configuration, or weights of another model.
     """
     file, path = open_weights(str(checkpoint))
-    config = get_model_config(model_config) if model_config else carried_config(file, path)
     with torch.device("meta"):
-        model = Transformer(config, get_kernel("auto"))
+        model = Transformer(choose_config(file, path, model_config, flags), get_kernel(kernel))
     model.to_empty(device=device)
     dtype = next(iter(file.state_dict.values())).dtype
     model.to(dtype if dtype.is_floating_point else torch.float32)
@@ -64,16 +72,18 @@ def open_weights(checkpoint: str) -> tuple[WeightsFile, str]:
     return state_weights(path) if is_state else read_weights(path), path
 
 
-def outline(checkpoint: str) -> tuple[dict[str, Tensor] | None, str]:
-    """What `open_weights` would give, for its names and shapes: tensors that are mapped or empty. None of a file behind a URL, which is
-    not fetched for that. Raises ValueError where there is nothing to load.
+def outline(checkpoint: str) -> tuple[WeightsFile | None, str]:
+    """What `open_weights` would give, for its names, shapes and configuration: tensors that are mapped or empty. None of a file behind a
+    URL, which is not fetched for that. Raises ValueError where there is nothing to load.
     """
     path, is_state = find_weights(checkpoint)
     if is_state:
         shapes = {name[len("model.") :]: shape for name, (shape, _) in saved_shapes(path).items() if name.startswith("model.")}
-        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        state = json.loads(storage.read_bytes(storage.join(path, STATE_FILE)))  # unlike its tensors it is not checked here
+        return WeightsFile(tensors, {"model_config": state.get("model_config")}), path
     if not storage.is_remote(path):
-        return read_weights(path).state_dict, path
+        return read_weights(path), path
     try:
         storage.size(path)
     except FileNotFoundError:
@@ -116,6 +126,46 @@ def _in_remote_folder(url: str) -> tuple[str, bool]:
     if not states:
         raise ValueError(f"checkpoint {url}: the folder holds no epoch_N.pt and no step_<n>")
     return max(states)[1], True
+
+
+def choose_config(file: WeightsFile, path: str, model_config: str | None = None, flags: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The configuration that a weights file carries, with which all that is named has to agree; without one, the named one.
+
+    Args:
+        file, path: the weights, and what they are from.
+        model_config: named size or model.json.
+        flags: by key of a model.json, for those that it leaves out.
+
+    Raises:
+        ValueError: no configuration, a wrong one, or two that contradict each other.
+    """
+    flags = flags or {}
+    said = model_values(model_config) if model_config else {}
+    problems = []
+    for key, value in flags.items():
+        if said.get(key, value) != value:
+            problems.append(f"{_shown(key, value)}: {model_config} says {key} {said[key]}; leave the flag out")
+    named = get_model_config(model_config, flags) if model_config and not problems else None
+    if not file.about.get("model_config"):
+        if problems:
+            raise UserError(problems)
+        return named or carried_config(file, path)
+    carried = carried_config(file, path)
+    for key, value in {**flags, **said}.items():
+        own = getattr(carried, key, value)
+        if own != value and key in said:
+            problems.append(f"--model {model_config}: says {key} {value}, but checkpoint {path} carries {own}; leave --model out")
+        elif own != value:
+            problems.append(f"{_shown(key, value)}: checkpoint {path} carries {key} {own}; leave the flag out")
+    if problems:
+        raise UserError(problems)
+    return carried
+
+
+def _shown(key: str, value: Any) -> str:
+    """A flag as it was given."""
+    name = key.replace("_", "-")
+    return (f"--{name}" if value else f"--no-{name}") if isinstance(value, bool) else f"--{name} {value}"
 
 
 def carried_config(file: WeightsFile, path: str) -> ModelConfig:

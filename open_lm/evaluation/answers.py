@@ -21,6 +21,8 @@ from open_lm.evaluation.tasks import Task
 from open_lm.tokenizer import Tokenizer
 
 _ROOM_FOR_THOUGHT = 10
+_REGULAR = re.compile(r"[][.^$*+?{}()\\|]")
+"""What makes a regular expression of a plain string."""
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
 
@@ -36,28 +38,37 @@ def generate_answers(
 ) -> list[str]:
     """What the model answers, in the order of the questions."""
     prompts = [question.requests[0].input_ids for question in questions]
-    stop = _stops(task, tokenizer)
+    stop, eot_id = _stops(task, tokenizer), tokenizer.eot_id if task.eos_token_id is None else task.eos_token_id
     batches = plan_batches([Shape(len(ids) + max_new_tokens) for ids in prompts], options.generated_tokens)
     device = next(model.parameters()).device
     found: dict[int, str] = {}
     for batch in options.processes.share(batches):
         ids = [prompts[i] for i in batch]
         with autocast(device, options.precision):
-            new = continue_prompts(model, ids, max_new_tokens, tokenizer.eot_id, stop)
-        found.update({i: tokenizer.decode(row, skip_special_tokens=True) for i, row in zip(batch, new, strict=True)})
+            new = continue_prompts(model, ids, max_new_tokens, eot_id, stop)
+        whole = new if eot_id == tokenizer.eot_id else with_ends(new, max_new_tokens, eot_id)
+        found.update({i: tokenizer.decode(row, skip_special_tokens=True) for i, row in zip(batch, whole, strict=True)})
     merged = options.processes.merge(found)
     return [merged[index] for index in range(len(questions))]
 
 
+def with_ends(new: Sequence[Sequence[int]], max_new_tokens: int, eot_id: int) -> list[list[int]]:
+    """New ids with the end that each of them came to: LLM Foundry reads an end of one's own (a line break, say) as text."""
+    return [[*ids, eot_id] if len(ids) < max_new_tokens else list(ids) for ids in new]
+
+
 def _stops(task: Task, tokenizer: Tokenizer) -> Callable[[list[int]], bool]:
-    """Whether what was generated so far holds a stop string; nothing behind it counts."""
+    """Whether the text so far will be cut, and where it will be cut stands: nothing behind that counts.
+
+    What a regular expression finds may lie elsewhere in a longer text (`yes$`, `a.*b|c`), so that plain strings alone end a text early.
+    """
     marks = task.early_stopping_criteria
-    if not marks:
+    if not marks or any(_REGULAR.search(mark) for mark in marks):
         return lambda ids: False
+    found = re.compile("|".join(marks))
 
     def stop(ids: list[int]) -> bool:
-        text = tokenizer.decode(ids)
-        return any(mark in text for mark in marks)
+        return found.search(tokenizer.decode(ids, skip_special_tokens=True)) is not None
 
     return stop
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from open_lm.evaluation import answers, icl
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import Task
+from open_lm.params.fields import Problems
 from open_lm.tokenizer import Tokenizer
 
 
@@ -36,7 +37,7 @@ class DataSet:
     """Of a generated answer; 0 where none is generated."""
 
 
-def load_data_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: int | None = None) -> list[DataSet]:
+def load_data_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: int | None = None) -> Iterator[DataSet]:
     """The data sets of a task, or the first `limit` questions of each; examples are drawn from the whole data set all the same.
 
     Args:
@@ -45,16 +46,27 @@ def load_data_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: in
     Raises:
         ValueError: data that can't be read or don't fit, with file and line.
     """
-    return [_encode(task, *one, tokenizer, max_seq_len, limit) for one in icl.by_category(task, icl.read_rows(task)).items()]
+    for name, rows in icl.by_category(task, icl.read_rows(task)).items():
+        yield _encode(task, name, rows, tokenizer, max_seq_len, limit)
+
+
+def data_problems(tasks: Iterable[Task]) -> list[str]:
+    """What is wrong with the rows of the tasks' data, one line for each data set that can't be used."""
+    problems = Problems()
+    for task in {task.dataset_uri: task for task in tasks}.values():
+        problems.attempt(icl.read_rows, task)
+    return problems.found
 
 
 def _encode(task: Task, name: str, rows: Sequence[icl.Row], tokenizer: Tokenizer, max_seq_len: int, limit: int | None) -> DataSet:
     generated = answers.answer_length(task, rows, tokenizer) if task.icl_task_type == "generation_task_with_answers" else 0
     prompts = icl.build_prompts(task, rows)[:limit]
+    masked = tokenizer.pad_id if generated else None
     room = (task.max_seq_len or max_seq_len) - generated
     if room < 1:
         raise ValueError(f"{name}: max_seq_len {task.max_seq_len or max_seq_len}: no room for an answer of {generated} tokens; raise it")
-    return DataSet(name, icl.encode_prompts(prompts, tokenizer, room, name), generated)
+    longest = (task.max_new_tokens or generated) if generated else 0  # LLM Foundry makes room for the longest right answer all the same
+    return DataSet(name, icl.encode_prompts(prompts, tokenizer, room, name, masked), longest)
 
 
 def grade(task: Task, data: DataSet, model: nn.Module, tokenizer: Tokenizer, options: ScorerOptions) -> list[bool]:

@@ -10,8 +10,8 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from open_lm import storage
 from open_lm.device import choose_device
@@ -21,16 +21,20 @@ from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.published import PUBLISHED, reference
 from open_lm.evaluation.table_files import check_ending
 from open_lm.evaluation.tasks import TaskFile, read_task_file
-from open_lm.params.fields import UserError, parse_topics
+from open_lm.params.check import ABSENT, unbuilt_choice
+from open_lm.params.fields import UserError, given_options, parse_topics
+from open_lm.params.training import ArchitectureParams
 
 if TYPE_CHECKING:
     from open_lm.evaluation.benchmark import Result
-    from open_lm.evaluation.models import OpenModel
+    from open_lm.evaluation.models import ModelChoice, OpenModel
     from open_lm.evaluation.processes import Processes
 
 
 HarnessTasks = tuple[str, ...]
 """Names of lm-evaluation-harness's tasks."""
+ArchitectureFlags = dict[str, Any]
+"""The options of `ArchitectureParams` that are given."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class EvalParams:
     model_config: str | None = None
     """model.json of the checkpoints, where they don't carry it."""
     model: str | None = None
-    """Named size of the checkpoints, in place of --model-config."""
+    """Named size of the checkpoints, in place of --model-config; either has to agree with what a checkpoint carries."""
+    rotary_old: bool = False
+    """First name of --positional-embedding-type head_rotary, which the published 1B and 7B have."""
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the model's own, else OpenLM's. Where --checkpoint and
     --hf-model are scored together it is that of the checkpoints."""
@@ -93,13 +99,42 @@ def choose_backend(named: str, harness_tasks: bool = False) -> Backend:
     return cast(Backend, named)
 
 
-def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | FoundryFile | HarnessTasks]:
-    """Checked options and tasks, as the backend takes them. Raises UserError with every problem of the command line and of the tasks."""
-    values, _ = parse_topics((EvalParams,), argv, prog="eval_openlm_ckpt.py", description="Score checkpoints on benchmark tasks.")
+TOPICS = (EvalParams, ArchitectureParams)
+_MEANT_FOR: dict[str, tuple[Backend, ...]] = {
+    "include_path": ("lm-eval",),
+    "num_fewshot": ("lm-eval",),
+    "build_env": ("llm-foundry",),
+    "cut": ("llm-foundry",),
+    "batch_tokens": ("native", "lm-eval"),
+    "max_seq_len": ("native", "llm-foundry"),
+}
+"""Options that some backends have no use for."""
+
+
+def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, ArchitectureFlags, TaskFile | FoundryFile | HarnessTasks]:
+    """Checked options, architecture flags and tasks, as the backend takes them.
+
+    Raises:
+        UserError: with every problem of the command line and of the tasks.
+    """
+    about = "Score checkpoints on benchmark tasks."
+    values, _ = parse_topics(TOPICS, argv, absent=ABSENT, prog="eval_openlm_ckpt.py", description=about)
     params: EvalParams = values[EvalParams]
-    problems = _problems(params)
-    tasks: TaskFile | FoundryFile | HarnessTasks | None = None
     backend = choose_backend(params.backend, bool(params.tasks))
+    problems = _problems(params)
+    given = given_options(TOPICS, argv)
+    problems += [
+        f"--{name.replace('_', '-')}: only with --backend {' or '.join(meant)}; leave it out with {backend}"
+        for name, meant in _MEANT_FOR.items()
+        if name in given and backend not in meant
+    ]
+    flags = {name: value for name, value in asdict(values[ArchitectureParams]).items() if name in given}
+    problems += [problem for name, value in flags.items() for problem in unbuilt_choice(name, value)]
+    if params.rotary_old and flags.setdefault("positional_embedding_type", "head_rotary") != "head_rotary":
+        problems.append(f"--rotary-old: is head_rotary; leave --positional-embedding-type {flags['positional_embedding_type']} out")
+    if flags and not params.checkpoint:
+        problems.append(f"--{next(iter(flags)).replace('_', '-')}: is for --checkpoint; --hf-model brings its own configuration")
+    tasks: TaskFile | FoundryFile | HarnessTasks | None = None
     if backend == "lm-eval":
         tasks = tuple(name for text in params.tasks for name in text.split(",") if name)
     elif params.eval_yaml:
@@ -111,7 +146,7 @@ def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, TaskFile | Found
     if problems:
         raise UserError(problems)
     assert tasks is not None
-    return params, tasks
+    return params, flags, tasks
 
 
 def _problems(params: EvalParams) -> list[str]:
@@ -186,33 +221,45 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
 
     Progress goes to stderr. Raises ValueError for what the user can mend.
     """
-    params, file = parse_eval(argv)
+    params, flags, file = parse_eval(argv)
     backend = choose_backend(params.backend, bool(params.tasks))
     if backend == "llm-foundry" and not environment.inside():
         python = environment.build() if params.build_env else environment.find_python()
         if python is None:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
-        return environment.run_there(python, sys.argv[1:] if argv is None else argv)
+        return environment.run_there(python, sys.argv[1:] if argv is None else argv, params.device)
+    from open_lm.evaluation.benchmark import data_problems
+    from open_lm.evaluation.models import ModelChoice
     from open_lm.evaluation.processes import Processes, join_processes
     from open_lm.evaluation.table import markdown_table
     from open_lm.evaluation.table_files import write_table
 
+    if isinstance(file, FoundryFile):
+        _check_composer(params, file)
+    kernel = flags.pop("attn_name", "auto")
+    choice = ModelChoice(params.model_config or params.model, flags, kernel)
+    choice.check(params.checkpoint)
+    problems = data_problems(file.tasks) if isinstance(file, TaskFile) else []
+    if problems:
+        raise UserError([f"--eval-yaml {params.eval_yaml}: {problem}" for problem in problems])
     _say(f"backend {backend}")
     references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
     processes = join_processes() if backend == "native" else Processes()
     results: dict[str, dict[str, Result]] = {}
-    for name in (*params.checkpoint, *params.hf_model):
-        if isinstance(file, FoundryFile):
-            results[name] = _score_with_foundry(name, params, file)
-        elif isinstance(file, TaskFile):
-            results[name] = _score_natively(name, params, file, processes)
-        else:
-            results[name] = _score_with_harness(name, params, file)
-        for path in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
-            write_table(results, path, references)
-    if _is_first():
-        print(markdown_table(results, references))
+    try:
+        for name in (*params.checkpoint, *params.hf_model):
+            if isinstance(file, FoundryFile):
+                results[name] = _score_with_foundry(name, params, choice, file)
+            elif isinstance(file, TaskFile):
+                results[name] = _score_natively(name, params, choice, file, processes)
+            else:
+                results[name] = _score_with_harness(name, params, choice, file)
+            for path in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
+                write_table(results, path, references)
+    finally:
+        if _is_first() and results:
+            print(markdown_table(results, references))
     return 0
 
 
@@ -221,21 +268,37 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _open(name: str, params: EvalParams, device: str | None) -> OpenModel:
+def _open(name: str, params: EvalParams, choice: ModelChoice, device: str | None) -> OpenModel:
     from open_lm.evaluation.models import open_model
 
-    config = params.model_config or params.model
     hf = name in params.hf_model
     tokenizer = None if hf and params.checkpoint else params.tokenizer
-    opened = open_model(name, hf=hf, config=config, tokenizer=tokenizer, device=device)
+    opened = open_model(name, hf=hf, choice=choice, tokenizer=tokenizer, device=device)
     _say(f"{name}: tokenizer {opened.tokenizer.name}")
     return opened
 
 
-def _score_with_foundry(name: str, params: EvalParams, file: FoundryFile) -> dict[str, Result]:
+def _check_composer(params: EvalParams, file: FoundryFile) -> None:
+    """Raises UserError for what Composer's trainer can't do, before a model is loaded."""
+    device, own = choose_device(params.device), os.environ.get("LOCAL_RANK", "0")
+    _, _, index = device.partition(":")
+    problems = []
+    if device.startswith("cuda") and index not in ("", own):
+        problems.append(
+            f"--device {device}: LLM Foundry's trainer takes cuda:{own} in this process; set CUDA_VISIBLE_DEVICES={index} and give "
+            "--device cuda, or --backend native"
+        )
+    if device == "cpu" and (params.precision or file.precision) == "amp_bfloat16":
+        named = "--precision amp_bfloat16" if params.precision else f"--eval-yaml {params.eval_yaml}: precision amp_bf16"
+        problems.append(f"{named}: LLM Foundry's trainer has it on a GPU only; give --precision fp32, or --backend native")
+    if problems:
+        raise UserError(problems)
+
+
+def _score_with_foundry(name: str, params: EvalParams, choice: ModelChoice, file: FoundryFile) -> dict[str, Result]:
     from open_lm.evaluation.foundry.bridge import BridgeOptions, score_entries
 
-    opened = _open(name, params, "cpu")  # Composer's trainer moves it
+    opened = _open(name, params, choice, "cpu")  # Composer's trainer moves it
     options = BridgeOptions(
         max_seq_len=params.max_seq_len or file.max_seq_len or opened.seq_len,
         precision=params.precision or file.precision,
@@ -251,11 +314,11 @@ def _score_with_foundry(name: str, params: EvalParams, file: FoundryFile) -> dic
     return score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared)
 
 
-def _score_natively(name: str, params: EvalParams, file: TaskFile, processes: Processes) -> dict[str, Result]:
+def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: TaskFile, processes: Processes) -> dict[str, Result]:
     from open_lm.evaluation.benchmark import score_tasks
     from open_lm.evaluation.scorer import ScorerOptions
 
-    opened = _open(name, params, params.device)
+    opened = _open(name, params, choice, params.device)
 
     def report(task: str, result: Result) -> None:
         _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)")
@@ -271,11 +334,11 @@ def _score_natively(name: str, params: EvalParams, file: TaskFile, processes: Pr
     )
 
 
-def _score_with_harness(name: str, params: EvalParams, tasks: HarnessTasks) -> dict[str, Result]:
+def _score_with_harness(name: str, params: EvalParams, choice: ModelChoice, tasks: HarnessTasks) -> dict[str, Result]:
     from open_lm.evaluation.lm_eval_backend import score_harness_tasks
     from open_lm.evaluation.scorer import ScorerOptions
 
-    opened = _open(name, params, params.device)
+    opened = _open(name, params, choice, params.device)
     return score_harness_tasks(
         opened.model,
         opened.tokenizer,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from open_lm.evaluation.published import PUBLISHED, reference
+from open_lm.evaluation.published import reference, references
 from open_lm.params.fields import Problems, UserError, parse_topics
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def run_compare(argv: Sequence[str]) -> None:
     read = {path: problems.attempt(read_results, path) or {} for path in params.results}
     problems.raise_any()
     results = merged(read)
-    references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
+    published = references(params.reference)
     for path in params.out:
-        write_table(results, path, references)
-    print(markdown_table(results, references))
-    columns = columns_of(results, references)
+        write_table(results, path, published)
+    print(markdown_table(results, published))
+    columns = columns_of(results, published)
     if len(columns) == 2:
         print("\n" + difference(*columns))
 

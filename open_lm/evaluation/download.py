@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from open_lm import storage
@@ -23,6 +23,7 @@ REVISION = "v0.22.0"
 _TREE = "https://api.github.com/repos/mosaicml/llm-foundry/git/trees/{revision}?recursive=1"
 _FILES = "https://raw.githubusercontent.com/mosaicml/llm-foundry/{revision}/scripts/eval"
 _INSIDE = "scripts/eval/"
+_OUTSIDE = "leads out of local_data; name a file inside, without `..`"
 
 
 class Source(Protocol):
@@ -103,10 +104,18 @@ def wanted_files(urls: Iterable[str]) -> list[str]:
         except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
             problems.append(f"--eval-yaml {url}: not a YAML with `icl_tasks:` ({' '.join(str(error).split())})")
             continue
-        names |= dict.fromkeys(uri.removeprefix("eval/") for uri in uris if uri.removeprefix("eval/").startswith(f"{FOLDER}/"))
+        found = [uri.removeprefix("eval/") for uri in uris if uri.removeprefix("eval/").startswith(f"{FOLDER}/")]
+        problems += [f"--eval-yaml {url}: dataset_uri {name}: {_OUTSIDE}" for name in dict.fromkeys(found) if not _is_inside(name)]
+        names |= dict.fromkeys(found)
     if problems:
         raise UserError(problems)
     return list(names)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file of this name lies in `local_data`, wherever that is."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return len(parts) > 1 and parts[0] == FOLDER and ".." not in parts
 
 
 @dataclass
@@ -128,7 +137,14 @@ def download(names: Iterable[str], folder: Path, source: Callable[[], Source], t
         folder: that of the task files; gets `local_data/`.
         source: made when the first file is needed.
         tell: hears of each file.
+
+    Raises:
+        UserError: a name that is of no file in `local_data`.
     """
+    names = list(names)
+    outside = [f"{name}: {_OUTSIDE}" for name in names if not _is_inside(name)]
+    if outside:
+        raise UserError(outside)
     report, opened = Report(), None
     sums_path = folder / FOLDER / SUMS
     sums = read_sums(sums_path.read_bytes()) if sums_path.is_file() else {}

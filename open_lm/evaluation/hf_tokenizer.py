@@ -39,6 +39,7 @@ def load_hf_tokenizer(source: str) -> tuple[Tokenizer, Declared]:
     if made is None:
         return tokenizer, Declared()
     begin, pad = (token if token and tokenizer.token_id(token) is not None else None for token in (made.bos_token, made.pad_token))
+    tokenizer.pad_token = pad or tokenizer.pad_token
     return tokenizer, Declared(begin, pad, bool(made.clean_up_tokenization_spaces))
 
 

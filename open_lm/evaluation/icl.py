@@ -9,6 +9,7 @@ a score there:
 - a context is right-stripped before that; a schema's contexts are not, only their delimiter is, and only after a preamble;
 - a continuation gets a leading space where the tokenizer has a token for " a";
 - too long a request loses tokens at its left end;
+- a prompt to generate from is read without the tokens that LLM Foundry pads with, which it masks;
 - a generation task's answers come after a chain of thought where the rows have one; `open_lm.evaluation.answers` says how they are made
   and judged.
 """
@@ -219,11 +220,18 @@ def _schema(task: Task, preamble: str, row: Row) -> Prompt:
     return Prompt(preamble, contexts, (row["continuation"],), row["gold"])
 
 
-def encode_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer, max_seq_len: int, where: str) -> list[Question]:
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, max_seq_len: int, where: str, masked: int | None = None
+) -> list[Question]:
     """Prompts as token ids, each request at most `max_seq_len` long (a generation task's less what is to be generated).
 
+    Args:
+        where: names the task in errors.
+        masked: an id that the model doesn't see; LLM Foundry masks what it pads with wherever that stands in a prompt to generate from,
+            at its beginning where the tokenizer puts it before every text.
+
     Raises:
-        ValueError: a continuation that leaves no room for any context; `where` names the task in it.
+        ValueError: an empty continuation, or one that leaves no room for any context.
     """
     preambles = [_without_end(ids, tokenizer.eot_id) for ids in tokenizer.encode_batch([p.preamble for p in prompts], special_tokens=True)]
     contexts = iter(tokenizer.encode_batch([text for p in prompts for text in p.contexts]))
@@ -234,7 +242,13 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer, max_seq_len:
         before = [preamble + next(contexts) for _ in prompt.contexts]
         after = [next(continuations) for _ in prompt.continuations]
         pairs = [(b, a) for b in before for a in after or [[]]]  # one of the two has length 1
+        if not all(after):
+            raise ValueError(
+                f"{where}: question {number}: an empty continuation can't be scored, LLM Foundry fails at it, too; mend the data"
+            )
         requests = tuple(_request(b, a, max_seq_len, f"{where}: question {number}") for b, a in pairs)
+        if masked is not None:
+            requests = tuple(Request(ids, len(ids)) for ids in (_without(masked, one.input_ids) for one in requests))
         questions.append(Question(requests, prompt.gold, prompt.aliases))
     return questions
 
@@ -242,6 +256,11 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer, max_seq_len:
 def _without_end(ids: list[int], eot_id: int) -> list[int]:
     """A tokenizer that closes every text with end of text must not do so before the question."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == eot_id else ids
+
+
+def _without(masked: int, ids: list[int]) -> list[int]:
+    """What is left, or one of them where nothing else is there."""
+    return [i for i in ids if i != masked] or ids[-1:]
 
 
 def _space_before(tokenizer: Tokenizer) -> Callable[[str], str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,13 +11,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from open_lm import storage
 from open_lm.data.dataset import ValidationSet
 from open_lm.data.loader import Loader, validation_shape
 from open_lm.data.source_names import source_names
 from open_lm.evaluation.intervals import NO_INTERVALS, IntervalOptions
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.validation import validate
+from open_lm.storage.json_lines import add_line, drop_after
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,16 @@ class Place(Protocol):
     def epoch(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a callback that takes long has to do with the run around it."""
+
+    progress: Callable[[], None] = lambda: None
+    """Called as it goes on, so that it doesn't look stuck."""
+    asked: Callable[[], bool] = lambda: False
+    """Whether this process was asked to end."""
+
+
 class InTraining:
     """After each epoch that is due: the loss on every validation set, into the log, results.jsonl and `tell`; the same of each average."""
 
@@ -60,6 +69,7 @@ class InTraining:
         averages: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
         start_step: int | None = 0,
         checkpoint: str | None = None,
+        beside: Beside | None = None,
     ):
         """What is told, and of which weights.
 
@@ -68,11 +78,12 @@ class InTraining:
             averages: by name, what puts an average into the model's weights for a while.
             start_step: where the run goes on; what results.jsonl has of later steps is removed, since they are made again. None: nothing.
             checkpoint: what the weights are from, where that is not the epoch_N.pt of the epoch.
+            beside: the run around it.
         """
         self.model, self.sets, self.config, self.folder = model, sets, config, folder
         self.model_name, self.tell, self.averages = model_name, tell, averages or {}
         self.names = dict(zip([one.name for one in sets], source_names([one.name for one in sets]), strict=True))
-        self.checkpoint = checkpoint
+        self.checkpoint, self.beside = checkpoint, beside or Beside()
         self.metrics: list[dict[str, Any]] = []
         """Of the last validation of the model's own weights, one dict per set."""
         if config.rank == 0 and start_step is not None:
@@ -93,8 +104,7 @@ class InTraining:
             with in_model():
                 results += [self._validate_one(one, position, name) for one in self.sets]
         if config.rank == 0:
-            with open(self.folder / "results.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(results) + "\n")
+            add_line(self.folder / "results.jsonl", results)
 
     def _validate_one(self, one: ValidationSet, position: Place, averager: str | None = None) -> dict[str, Any]:
         config = self.config
@@ -108,6 +118,7 @@ class InTraining:
                 bytes_per_token=one.bytes_per_token,
                 tokenizer=one.tokenizer,
                 intervals=config.intervals,
+                progress=self.beside.progress,
             )
         bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
         logging.info(
@@ -136,22 +147,3 @@ class InTraining:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def drop_after(path: Path, start_step: int) -> None:
-    """Remove the validations of later steps, and a half-written last line; lines that tell no step stay."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= start_step]
-    if kept != lines:
-        with storage.atomic_write(path, "w") as file:
-            file.writelines(kept)
-
-
-def _step_of(line: str) -> int:
-    try:
-        told = json.loads(line)
-        return int((told[0] if isinstance(told, list) else told)["step"])
-    except (ValueError, KeyError, IndexError, TypeError):
-        return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ class Processes:
     rank: int = 0
     count: int = 1
 
-    def share(self, batches: Sequence[T]) -> Sequence[T]:
+    def share(self, batches: Sequence[T]) -> Iterable[T]:
         """This process's batches: every `count`-th, so that batches sorted by length are spread evenly."""
         return batches[self.rank :: self.count]
 

@@ -6,6 +6,8 @@ where the row says 5-shot. It left TriviaQA empty, and MMLU with 5 examples for 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 ROWS = (
     "arc_challenge/0-shot", "arc_easy/0-shot", "boolq/0-shot", "copa/0-shot", "hellaswag/0-shot", "lambada_openai/0-shot", "piqa/0-shot",
     "winogrande/0-shot", "mmlu/0-shot", "jeopardy/0-shot", "winograd/0-shot",
@@ -25,6 +27,12 @@ PUBLISHED: dict[str, dict[str, float]] = {
 """Accuracy by model, then by task name as in eval/openlm_table.yaml."""
 AVERAGES = {"OpenLM-1B": 0.54, "OpenLM-7B": 0.61, "LLaMA-7B": 0.64, "MPT-7B": 0.64}
 """The averages that stand below the tables: of the rows above, MMLU with 5 examples not among them."""
+
+
+def references(models: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The published rows of some models, in the order of `PUBLISHED`. Raises ValueError as `reference`."""
+    found = [reference(model) for model in models]
+    return {name: rows for name, rows in PUBLISHED.items() if any(rows is one for one in found)}
 
 
 def reference(model: str) -> dict[str, float]:

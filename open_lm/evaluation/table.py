@@ -3,7 +3,7 @@
 JSON: `{checkpoint: {"<label>/<n>-shot[/<category>]": {"accuracy": 0.31, "questions": 100, "seconds": 1.2, "stderr": 0.046}}}`.
 
 A task with categories is one row: the plain mean of its categories, as LLM Foundry has it. The mean below the table is over the rows
-that every column has, each label once, at the first of its numbers of examples (OpenLM's averages leave MMLU with 5 examples out).
+that every column has, of these each label once, at the first of its numbers of examples (OpenLM's averages leave MMLU with 5 examples out).
 """
 
 from __future__ import annotations
@@ -54,13 +54,14 @@ def whole_task(name: str) -> str:
 
 def columns_of(results: Results, references: Mapping[str, Mapping[str, float]] | None = None) -> list[Column]:
     """One column for each checkpoint under its short name, then the published ones."""
-    columns = [Column(name, _cells(tasks)) for name, tasks in zip(short_names(results), results.values(), strict=True)]
+    columns = [Column(name, cells_of(tasks)) for name, tasks in zip(short_names(results), results.values(), strict=True)]
     for model, rows in (references or {}).items():
         columns.append(Column(model, {task: Cell(accuracy) for task, accuracy in rows.items()}, published=True))
     return columns
 
 
-def _cells(tasks: Mapping[str, Result]) -> dict[str, Cell]:
+def cells_of(tasks: Mapping[str, Result]) -> dict[str, Cell]:
+    """By name; of a task with categories the whole, their plain mean, comes before them."""
     groups: dict[str, dict[str, Cell]] = {}
     for name, result in tasks.items():
         cell = Cell(result.accuracy, standard_error(result.accuracy, result.questions), result.questions)
@@ -87,11 +88,13 @@ def task_names(columns: Sequence[Column], categories: bool = False) -> list[str]
 
 
 def mean_rows(columns: Sequence[Column]) -> list[str]:
-    """The rows that the mean is over."""
+    """The rows that the mean is over. lm-evaluation-harness's further metrics, `<task>:<metric>`, are rows of their task."""
     first: dict[str, str] = {}
     for name in task_names(columns):
-        first.setdefault(name.rpartition("/")[0] or name, name)
-    return [name for name in first.values() if all(name in column.cells for column in columns)]
+        if all(name in column.cells for column in columns):
+            label = name.rpartition("/")[0] or name
+            first.setdefault(label.partition(":")[0], name)
+    return list(first.values())
 
 
 def mean_of(column: Column, rows: Sequence[str]) -> Cell:
@@ -150,11 +153,12 @@ def short_names(checkpoints: Iterable[str]) -> list[str]:
 
 def results_json(results: Results) -> dict[str, dict[str, dict[str, float | int]]]:
     """Plain values in the layout above."""
-    return {checkpoint: {task: _result_json(result) for task, result in column.items()} for checkpoint, column in results.items()}
+    return {checkpoint: {task: result_json(result) for task, result in column.items()} for checkpoint, column in results.items()}
 
 
-def _result_json(result: Result) -> dict[str, float | int]:
-    stderr = standard_error(result.accuracy, result.questions)
+def result_json(result: Result, stderr: float | None = None) -> dict[str, float | int]:
+    """Plain values of one task. `stderr`: where it is not that of single questions."""
+    stderr = standard_error(result.accuracy, result.questions) if stderr is None else stderr
     return {"accuracy": result.accuracy, "questions": result.questions, "seconds": round(result.seconds, 3), "stderr": stderr}
 
 

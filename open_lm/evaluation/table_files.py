@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,9 +17,15 @@ COLOURS = ("#2a78d6", "#e07b39", "#3a9d5d", "#8b5fbf", "#c23b4b", "#6b7280", "#b
 
 
 def check_ending(path: str) -> None:
-    """Raises ValueError for a file that is none of these."""
+    """Raises ValueError for a file that is none of these, or one that can't be written where it is named."""
     if PurePosixPath(path).suffix not in ENDINGS:
         raise ValueError(f"--out {path}: give a name that ends in one of {', '.join(ENDINGS)}")
+    if storage.is_remote(path):
+        raise ValueError(f"--out {path}: is written to a local path; copy it from there")
+    target = storage.local_path(path).absolute()
+    folder = next(folder for folder in target.parents if folder.exists())
+    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {path}: can't be written there; name a file in a folder of yours")
 
 
 def write_table(results: Results, path: str, references: Mapping[str, Mapping[str, float]] | None = None) -> None:

@@ -8,7 +8,7 @@ processes, each of which must bring the same number of batches (a sharded model 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ class ValidationResult:
     bits_per_byte: float | None
     """Cross-entropy in bits over the bytes of the text; None where the bytes are unknown."""
     sequence_interval: tuple[float, float] | None = None
-    """95 % bounds of the mean over sequences of their mean loss; None where not asked for, and on processes but the first."""
+    """95 % bounds of the mean over sequences of their mean loss; None where not asked for."""
     token_interval: tuple[float, float] | None = None
     """95 % bounds of the mean loss of tokens; None as above."""
 
@@ -69,6 +69,7 @@ def validate(
     bytes_per_token: float | None = None,
     tokenizer: Tokenizer | None = None,
     intervals: IntervalOptions = NO_INTERVALS,
+    progress: Callable[[], None] = lambda: None,
 ) -> ValidationResult:
     """Run the model over `batches`; its mode (train or eval) is put back after.
 
@@ -77,7 +78,8 @@ def validate(
         precision: of the model's arithmetic; the losses themselves are fp32.
         bytes_per_token: of the data set, from its statistics; gives bits per byte.
         tokenizer: gives the bytes from the decoded targets where `bytes_per_token` is None.
-        intervals: which confidence bounds to compute; the first process computes them from the losses of all.
+        intervals: which confidence bounds to compute; every process takes a part of that work.
+        progress: called with each batch, and while the bounds are computed.
 
     Raises:
         ValueError: no unmasked target in any batch.
@@ -87,11 +89,12 @@ def validate(
     was_training = model.training
     model.eval()
     try:
-        sums, points = torch.zeros(5, dtype=torch.float64, device=device), LossPoints(intervals)
+        sums, points = torch.zeros(5, dtype=torch.float64, device=device), LossPoints(intervals, progress)
         for tokens in batches:
             losses, correct = _batch_losses(model, tokens, device, precision)
             sums += _batch_sums(losses, correct, tokens, counting)
             points.add(losses, tokens[:, 1:].to(device) >= 0)
+            progress()
     finally:
         model.train(was_training)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -136,7 +139,7 @@ def _result(sums: list[float], bytes_per_token: float | None) -> ValidationResul
         n_bytes = tokens * bytes_per_token
     return ValidationResult(
         loss=loss,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        perplexity=math.inf if loss >= 700 else math.exp(loss),
         token_accuracy=correct / tokens,
         tokens=int(tokens),
         sequences=int(sequences),

@@ -29,6 +29,11 @@ def get_model_config(model: str, defaults: Mapping[str, Any] | None = None) -> M
     Raises:
         ValueError: no such name (the nearest is given) or file, or wrong content.
     """
+    return model_config_from(model_values(model), model, defaults)
+
+
+def model_values(model: str) -> dict[str, Any]:
+    """What the configuration of a named size or a model.json says, under today's names. Raises ValueError as `get_model_config`."""
     names = named_models()
     source = str(names.get(model, model))
     if model not in names and not model.endswith(".json"):
@@ -42,4 +47,6 @@ def get_model_config(model: str, defaults: Mapping[str, Any] | None = None) -> M
         raise ValueError(f"--model {model}: can't be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"--model {model}: must hold one JSON object")
-    return model_config_from(values, model, defaults)
+    if values.pop("rotary_old", False) and values.setdefault("positional_embedding_type", "head_rotary") != "head_rotary":
+        raise ValueError(f"--model {model}: rotary_old is the first name of positional_embedding_type head_rotary; give one of the two")
+    return values

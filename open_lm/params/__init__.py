@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from open_lm.params.check import MOOT, TOPICS, find_problems
+from open_lm.params.check import ABSENT, MOOT, TOPICS, find_problems
 from open_lm.params.data import BatchParams, DataParams, ValidationParams
 from open_lm.params.ending import EndingParams
 from open_lm.params.fields import Problems, UserError, parse_topics
@@ -58,7 +58,7 @@ def parse_params(argv: Sequence[str] | None = None) -> tuple[Params, list[str]]:
         UserError: with every problem of the command line and the files.
     """
     about = {"prog": "open_lm.main", "description": "Train a language model on tokenized tar shards."}
-    topics, warnings = parse_topics(TOPICS, argv, moot=MOOT, **about)
+    topics, warnings = parse_topics(TOPICS, argv, moot=MOOT, absent=ABSENT, **about)
     problems = list(find_problems(topics))
     if problems:
         raise UserError(problems)

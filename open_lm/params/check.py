@@ -35,6 +35,13 @@ MOOT = {
 }
 """Flags of OpenLM that are accepted and ignored, with what to use instead."""
 
+ABSENT = {
+    "--moe-*": "mixture of experts is not part of this project; leave the flag out",
+    "--attn-activation": "custom attention is not built; leave the flag out",
+    "--attn-seq-scalar*": "custom attention is not built; leave the flag out",
+}
+"""Flags of OpenLM that change the model in a way that isn't built."""
+
 _NOT_YET = {
     "hf_model": "Hugging Face models are not trained yet; use --model",
     "hf_seq_len": "Hugging Face models are not trained yet; use --model",
@@ -46,7 +53,7 @@ _NOT_YET = {
 }
 """Options that are known but whose feature is not built yet: any value but the default stops with this remedy."""
 
-_NOT_YET_CHOICES = {
+_NOT_YET_CHOICES: dict[tuple[str, object], str] = {
     ("precision", "amp"): "fp16 with a loss scaler is not built yet; use amp_bfloat16",
     ("precision", "fp16"): "fp16 is not built yet; use bf16 or amp_bfloat16",
     ("attn_name", "custom_attn"): "not built; use auto",
@@ -72,10 +79,15 @@ def find_problems(topics: dict[type, object]) -> Iterator[str]:
     for name, option in options_of(TOPICS).items():
         if name in _NOT_YET and values[name] != option.default:
             yield f"{option.flag} {_shown(values[name])}: {_NOT_YET[name]}"
-        if (name, values[name]) in _NOT_YET_CHOICES:
-            yield f"{option.flag} {values[name]}: {_NOT_YET_CHOICES[name, values[name]]}"
+        yield from unbuilt_choice(name, values[name])
     yield from _contradictions(values)
     yield from _out_of_range(values)
+
+
+def unbuilt_choice(name: str, value: object) -> Iterator[str]:
+    """The problem with an option's value whose feature is not built yet, if it is one."""
+    if (name, value) in _NOT_YET_CHOICES:
+        yield f"--{name.replace('_', '-')} {value}: {_NOT_YET_CHOICES[name, value]}"
 
 
 def _shown(value: object) -> str:
@@ -85,7 +97,7 @@ def _shown(value: object) -> str:
 def _contradictions(v: dict[str, object]) -> Iterator[str]:
     synthetic = v["dataset_type"] == "synthetic"
     sources = [name for name in ("train_data", "dataset_manifest") if v[name]]
-    if not synthetic and not sources and not v["val_data"]:
+    if not synthetic and not sources and not validates_only(v):
         yield "--train-data: nothing to train on; give shards, --dataset-manifest, --dataset-type synthetic, or --val-data to validate only"
     if validates_only(v):
         yield from _validation_only(v)
@@ -135,8 +147,10 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
 
 
 def validates_only(v: Mapping[str, object]) -> bool:
-    """Whether options, by name, mean a run that trains nothing: validation data, and none to train on."""
-    return bool(v["val_data"]) and v["dataset_type"] != "synthetic" and not v["train_data"] and not v["dataset_manifest"]
+    """Whether options, by name, mean a run that trains nothing: validation data, or tasks and weights, and no data to train on."""
+    weights = v["resume"] or v["pretrained"] or v["average"]
+    asked = bool(v["val_data"]) or bool(v["eval_tasks"] and weights)
+    return asked and v["dataset_type"] != "synthetic" and not v["train_data"] and not v["dataset_manifest"]
 
 
 def _validation_only(v: dict[str, object]) -> Iterator[str]:

@@ -19,7 +19,8 @@ class EndingParams:
     """Leave out the update of a step whose loss or gradient norm is more than this many standard deviations above the mean of the last
     128 steps; 6 is a usual value. Default: only steps that are not finite are left out."""
     watchdog_minutes: float = 60.0
-    """End the run with the stacks of all processes when no step was made for so long, validation and saving included; 0 for no watchdog."""
+    """End the run with the stacks of all processes when for so long no step was made, and nothing validated or scored beside it; 0 for no
+    watchdog."""
     dry_run: bool = False
     """Print the plan of the run and draw its schedule; write nothing."""
 

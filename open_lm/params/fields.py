@@ -82,10 +82,12 @@ class Option:
 
 @functools.cache
 def field_docs(topic: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass, by field name."""
+    """The string literal under each field of a dataclass, by field name; those of its bases first."""
+    docs: dict[str, str] = {}
+    for base in topic.__bases__:
+        docs |= field_docs(base) if dataclasses.is_dataclass(base) else {}
     tree = ast.parse(textwrap.dedent(inspect.getsource(topic))).body[0]
     assert isinstance(tree, ast.ClassDef)
-    docs: dict[str, str] = {}
     for statement, following in zip(tree.body, tree.body[1:], strict=False):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
@@ -233,7 +235,12 @@ def _named_in_file(path: str, options: Mapping[str, Option]) -> tuple[dict[str, 
 
 
 def parse_topics(
-    topics: tuple[type, ...], argv: Sequence[str] | None = None, *, moot: Mapping[str, str] | None = None, **about: Any
+    topics: tuple[type, ...],
+    argv: Sequence[str] | None = None,
+    *,
+    moot: Mapping[str, str] | None = None,
+    absent: Mapping[str, str] | None = None,
+    **about: Any,
 ) -> tuple[dict[type, Any], list[str]]:
     """Flags over config files over defaults.
 
@@ -241,6 +248,7 @@ def parse_topics(
         topics: frozen dataclasses whose fields are the options.
         argv: the command line without the program's name; default `sys.argv[1:]`.
         moot: flags that are accepted and ignored, each with what to use instead; `--x-*` stands for every flag so named.
+        absent: flags that name what isn't built, each with the remedy; they are problems.
         about: `prog`, `description`, `epilog` of the help text.
 
     Returns:
@@ -249,20 +257,8 @@ def parse_topics(
     Raises:
         UserError: with every problem found.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     options = options_of(topics)
-    parser = build_parser(topics, **about)
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="YAML or JSON file of options; later files and flags win"
-    )
-    given, unknown = parser.parse_known_args(argv)
-    warnings, problems = _sort_unknown(argv, unknown, moot or {}, [*parser._option_string_actions])
-    raw: dict[str, Any] = {}
-    for path in given.config:
-        values, wrong = _named_in_file(path, options)
-        raw.update(values)
-        problems += wrong
-    raw.update({name: value for name, value in vars(given).items() if name != "config"})
+    raw, warnings, problems = _gather(topics, argv, moot or {}, absent or {}, about)
     converted: dict[type, dict[str, Any]] = {topic: {} for topic in topics}
     for name, value in raw.items():
         try:
@@ -274,8 +270,38 @@ def parse_topics(
     return {topic: topic(**values) for topic, values in converted.items()}, warnings
 
 
+def given_options(topics: tuple[type, ...], argv: Sequence[str] | None = None) -> frozenset[str]:
+    """Names of the options that flags or config files give a value, be it the default."""
+    return frozenset(_gather(topics, argv, {}, {}, {})[0])
+
+
+def _gather(
+    topics: tuple[type, ...],
+    argv: Sequence[str] | None,
+    moot: Mapping[str, str],
+    absent: Mapping[str, str],
+    about: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """What is given by option name, not yet converted; warnings; problems."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = options_of(topics)
+    parser = build_parser(topics, **about)
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML or JSON file of options; later files and flags win"
+    )
+    given, unknown = parser.parse_known_args(argv)
+    warnings, problems = _sort_unknown(argv, unknown, moot, absent, [*parser._option_string_actions])
+    raw: dict[str, Any] = {}
+    for path in given.config:
+        values, wrong = _named_in_file(path, options)
+        raw.update(values)
+        problems += wrong
+    raw.update({name: value for name, value in vars(given).items() if name != "config"})
+    return raw, warnings, problems
+
+
 def _sort_unknown(
-    argv: Sequence[str], unknown: Sequence[str], moot: Mapping[str, str], known: Sequence[str]
+    argv: Sequence[str], unknown: Sequence[str], moot: Mapping[str, str], absent: Mapping[str, str], known: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The arguments that argparse didn't take (in the order of `argv`) as warnings (moot flags) and problems.
 
@@ -291,10 +317,17 @@ def _sort_unknown(
                 continue
         else:
             name = token.split("=")[0]
-            instead = next((text for m, text in moot.items() if name == m or (m.endswith("*") and name.startswith(m[:-1]))), None)
-            if instead is None:
+            instead, remedy = _listed(name, moot), _listed(name, absent)
+            if remedy is not None:
+                problems.append(f"{name}: {remedy}")
+            elif instead is None:
                 problems.append(f"unknown flag {name}.{nearest(name, known) or ' See --help.'}")
             else:
                 warnings.append(f"{name} has no effect: {instead}")
         value_at = place + 1
     return warnings, problems
+
+
+def _listed(name: str, flags: Mapping[str, str]) -> str | None:
+    """The text of a flag among flags of which some end in `*`."""
+    return next((text for flag, text in flags.items() if name == flag or (flag.endswith("*") and name.startswith(flag[:-1]))), None)

@@ -9,11 +9,9 @@ from open_lm.params.fields import flag
 
 
 @dataclass(frozen=True)
-class ModelParams:
-    """model"""
+class ArchitectureParams:
+    """what a model.json may leave out"""
 
-    model: str = flag("open_lm_11m", "--model-config")
-    """A named size (open_lm_11m ... open_lm_7b) or the path of a model.json, whose keys are stronger than the flags below."""
     model_norm: Literal[
         "default_layer_norm",
         "lp_layer_norm",
@@ -31,6 +29,14 @@ class ModelParams:
     """Position information. head_rotary is what the published 1B and 7B were trained with."""
     attn_name: Literal["auto", "torch_attn", "xformers_attn", "xformers_attn_variable_length", "custom_attn"] = "auto"
     """Attention kernel: auto and torch_attn are PyTorch's scaled_dot_product_attention."""
+
+
+@dataclass(frozen=True)
+class ModelParams(ArchitectureParams):
+    """model"""
+
+    model: str = flag("open_lm_11m", "--model-config")
+    """A named size (open_lm_11m ... open_lm_7b) or the path of a model.json, whose keys are stronger than the flags above."""
     pretrained: str | None = None
     """Checkpoint whose weights a new run starts from: a .pt file, a step_<n> folder or a run folder, local or behind a URL."""
     load_pretrained_state: bool = False

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from open_lm.checkpoint.run_state import AVERAGER, full_tensors
+from open_lm.checkpoint.sharded import reshard
 from open_lm.checkpoint.weights import clean_name, write_weights
 from open_lm.params.averagers import AveragerSpec, averager_names
 from open_lm.train.loop import Nothing, Position
@@ -166,22 +166,15 @@ class Averages:
         """The model computes with an average instead of its weights. All processes call this."""
         try:
             with self.averagers[name].in_place_of_weights():
-                _reshard(self.model)
+                reshard(self.model)
                 yield
         finally:
-            _reshard(self.model)
+            reshard(self.model)
 
     @property
     def in_model_by_name(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
         """For each averager a function that gives its `in_model`."""
         return {name: partial(self.in_model, name) for name in self.averagers}
-
-
-def _reshard(model: nn.Module) -> None:
-    """Let go of gathered weights: FSDP keeps some after a forward pass without a backward pass, and would compute with them again."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 class KeepAverages(Nothing):

@@ -6,7 +6,7 @@ By itself the thread ends the process in three cases, and saves nothing in any o
 
 - a second SIGINT: at once;
 - SIGTERM or SIGINT to one of several processes, and its step doesn't end: the others are gone;
-- no step for --watchdog-minutes.
+- no step for --watchdog-minutes, and no progress of what follows one.
 
 After the last step it goes on noting signals, so that nothing cuts off what is written then, until a second SIGINT.
 """
@@ -81,6 +81,10 @@ class Guard:
             yield
         finally:
             self._last, self._in_step = time.monotonic(), True
+
+    def progress(self) -> None:
+        """What follows a step goes on: a batch was scored, a part was computed."""
+        self._last = time.monotonic()
 
     def steps_ended(self) -> None:
         """No step follows: from here on only a second SIGINT ends the process."""

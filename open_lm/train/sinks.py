@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 from open_lm import storage
 from open_lm.params import LogParams
+from open_lm.storage.json_lines import drop_after
 from open_lm.train.run_folder import RunFolder
 
 
@@ -28,7 +28,7 @@ class JsonLines:
     """`metrics.jsonl`: one object per log step of training."""
 
     def __init__(self, path: Path, start_step: int):
-        _drop_after(path, start_step)
+        drop_after(path, start_step)
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
 
     def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
@@ -40,21 +40,6 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self.file.close()
-
-
-def _drop_after(path: Path, start_step: int) -> None:
-    """Remove the lines of steps that a resumed run makes again, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= start_step:
-                kept.append(line)
-        except (ValueError, LookupError, TypeError):
-            logging.warning(f"{path}: dropped a line that is no JSON object with a step")
-    with storage.atomic_write(path, "w") as file:
-        file.writelines(kept)
 
 
 class TensorBoard:

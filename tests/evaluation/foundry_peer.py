@@ -1,6 +1,6 @@
-"""Runs in LLM Foundry's environment: its own data sets and metrics on a task file, as JSON, for test_foundry_equality.py.
+"""Runs in LLM Foundry's environment: its own data sets and metrics on task files, as JSON, for test_foundry_equality.py.
 
-usage: foundry_peer.py TASKS.yaml TOKENIZER.json CHECKPOINT MODEL_CONFIG OUT.json
+usage: foundry_peer.py CHECKPOINT MODEL_CONFIG OUT.json TASKS.yaml TOKENIZER.json [TASKS.yaml TOKENIZER.json ...]
 The model's logits are those of whole, plain, unbatched forward passes.
 """
 
@@ -74,23 +74,33 @@ def judge_generated(batches: list[Any], model: Any, tokenizer: Any) -> Any:
         for _ in range(new):
             best = model(ids[None], head=lambda hidden, weight: hidden[0, -1] @ weight.T).argmax()
             ids = torch.cat((ids, best[None]))
-            if int(best) == tokenizer.eos_token_id:
+            if int(best) == batch["generation_kwargs"]["eos_token_id"]:
                 break
         outputs = tokenizer.batch_decode([ids[start:]], skip_special_tokens=True)
         right += metric.update(batch, outputs, batch["labels"])["result"]
     return requests, {"right": right, "chosen": [], "accuracy": float(metric.compute()), "max_new_tokens": new}
 
 
+def recorder(tokenizer_file: str) -> Recorder:
+    """With the end of text that our models have, and padding where there is some."""
+    with open(tokenizer_file) as file:
+        known = {token["content"] for token in json.load(file)["added_tokens"]}
+    pad = {"pad_token": "<|padding|>"} if "<|padding|>" in known else {}
+    return Recorder(tokenizer_file=tokenizer_file, eos_token="<|endoftext|>", **pad)
+
+
 def main() -> None:
-    tasks, tokenizer_file, checkpoint, config, out = sys.argv[1:]
+    checkpoint, config, out, *pairs = sys.argv[1:]
     torch.set_num_threads(1)
-    tokenizer = Recorder(tokenizer_file=tokenizer_file, eos_token="<|endoftext|>", pad_token="<|padding|>")
     model, _ = load_model(checkpoint, config)
-    with open(tasks) as file:
-        content = yaml.safe_load(file)
-    evaluators, _ = build_icl_evaluators(content["icl_tasks"], tokenizer, content["max_seq_len"], 1, tempfile.mkdtemp())
-    with torch.no_grad():
-        found = {one.label: look(one.dataloader.dataloader.dataset, model, tokenizer) for one in evaluators}
+    found = []
+    for tasks, tokenizer_file in zip(pairs[::2], pairs[1::2], strict=True):
+        tokenizer = recorder(tokenizer_file)
+        with open(tasks) as file:
+            content = yaml.safe_load(file)
+        evaluators, _ = build_icl_evaluators(content["icl_tasks"], tokenizer, content["max_seq_len"], 1, tempfile.mkdtemp())
+        with torch.no_grad():
+            found.append({one.label: look(one.dataloader.dataloader.dataset, model, tokenizer) for one in evaluators})
     with open(out, "w") as file:
         json.dump(found, file)
 

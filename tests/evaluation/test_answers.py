@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from open_lm.evaluation import icl
 from open_lm.evaluation.answers import answer_length, generate_answers, is_right_answer, normalise
+from open_lm.evaluation.benchmark import load_data_sets
 from open_lm.evaluation.icl import Question, Request
 from open_lm.evaluation.scorer import ScorerOptions
 from open_lm.evaluation.tasks import Task
@@ -102,3 +107,29 @@ def test_answers_are_the_greedy_continuations_cut_at_a_stop(model: Transformer, 
     for text, cut in zip(whole, found, strict=True):
         assert text.startswith(cut) and text.split(mark)[0] == cut.split(mark)[0]
     assert len(found[0]) < len(whole[0])
+
+
+@pytest.mark.parametrize(("mark", "early"), [("2", True), ("2|h", False), ("2$", False), (".", False)])
+def test_a_text_ends_early_only_where_it_will_be_cut(model: Transformer, tokenizer: Tokenizer, mark: str, early: bool) -> None:
+    prompts = [[index + 5, 7] for index in range(30)]
+    questions = [Question((Request(ids, 2),), 0, ("x",)) for ids in prompts]
+    whole = [
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in generate(model, prompts, max_new_tokens=12, eot_id=tokenizer.eot_id)
+    ]
+    found = generate_answers(model, tokenizer, task(early_stopping_criteria=(mark,)), questions, 12, ScorerOptions())
+    assert [re.split(mark, text)[0] for text in found] == [re.split(mark, text)[0] for text in whole]
+    assert (sum(map(len, found)) < sum(map(len, whole))) == early
+
+
+def test_an_end_and_a_length_of_a_tasks_own_are_honoured(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"context": f"a {word}", "answer": "a long answer of many tokens"} for word in ("cat", "dog", "hat", "mat")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = Task("t", str(tmp_path / "rows.jsonl"), "generation_task_with_answers")
+    [plain], [short] = (load_data_sets(replace(one, max_new_tokens=n), tokenizer, 64) for n in (None, 3))
+    assert plain.max_new_tokens == len(tokenizer.encode("a long answer of many tokens")) and short.max_new_tokens == 3
+    assert plain.questions == short.questions
+    ids = [question.requests[0].input_ids for question in plain.questions]
+    whole = generate(model, ids, max_new_tokens=9)
+    end = whole[0][2]
+    found = generate_answers(model, tokenizer, replace(one, eos_token_id=end), plain.questions, 9, ScorerOptions())
+    assert found == [tokenizer.decode(new[: new.index(end) + 1] if end in new else new) for new in whole]

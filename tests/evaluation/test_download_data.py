@@ -80,6 +80,20 @@ def test_the_files_are_those_that_task_files_name(repo: Path, tmp_path: Path) ->
         wanted_files([str(tmp_path / "no.yaml")])
 
 
+@pytest.mark.parametrize(
+    "name", ["local_data/../evil.jsonl", "local_data/a/../../../evil.jsonl", "/evil.jsonl", "local_data/..\\evil.jsonl"]
+)
+def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "mirror", "evil.jsonl")
+    with pytest.raises(UserError, match="leads out of local_data"):
+        download([name], tmp_path / "deep/eval", lambda: Mirror(str(tmp_path / "mirror")))
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "y.yaml").write_text(f"icl_tasks: [{{dataset_uri: eval/{name}}}]")
+    if name.startswith("local_data"):
+        with pytest.raises(UserError, match=r"y\.yaml: dataset_uri .*leads out of local_data"):
+            wanted_files([str(tmp_path / "y.yaml")])
+
+
 @pytest.mark.slow
 def test_the_command_says_what_is_missing(repo: Path, tmp_path: Path) -> None:
     put(tmp_path, "mirror/local_data/commonsense_reasoning/copa.jsonl")

@@ -90,6 +90,13 @@ def test_all_problems_of_the_command_line_come_together(folder: Path) -> None:
     assert ["--out x.xls" in error.value.problems[0], "--reference GPT-5" in error.value.problems[1]] == [True, True]
 
 
+def test_options_of_lm_evals_tasks_are_refused_without_them(folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        parse_eval([*MODEL, "--checkpoint", "one.pt", "--num-fewshot", "2", "--include-path", "more"])
+    assert [problem.partition(":")[0] for problem in error.value.problems] == ["--include-path", "--num-fewshot"]
+    assert all("only with --backend lm-eval" in problem for problem in error.value.problems)
+
+
 @pytest.mark.slow
 def test_the_file_runs_from_its_own_folder(folder: Path, repo: Path) -> None:
     command = [sys.executable, "eval_openlm_ckpt.py", "--eval-yaml", str(folder / "tasks.yaml"), "--checkpoint", str(folder / "one.pt")]

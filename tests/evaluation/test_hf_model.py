@@ -16,7 +16,7 @@ from open_lm.evaluation.command import parse_eval, run_eval
 from open_lm.evaluation.hf_model import HFModel, load_hf_model
 from open_lm.evaluation.hf_tokenizer import load_hf_tokenizer
 from open_lm.evaluation.icl import Request
-from open_lm.evaluation.models import open_model
+from open_lm.evaluation.models import ModelChoice, open_model
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.params.fields import UserError
 from open_lm.tokenizer import Tokenizer
@@ -150,19 +150,19 @@ def test_tokenizers_come_from_a_folder_a_file_or_what_transformers_makes(tmp_pat
     """A begin of sequence is told and put before texts; a vocabulary of the model beyond the tokenizer's is fine, the other way isn't."""
     begun = with_begin(tokenizer)
     folder = save(tmp_path / "a", stock("llama", 320), begun, bos_token="<s>", pad_token="zzz")
-    opened = open_model(str(folder), hf=True, config=None, tokenizer=None, device="cpu")
+    opened = open_model(str(folder), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu")
     assert (opened.declared.begin, opened.declared.pad, opened.tokenizer.sha256) == ("<s>", None, begun.sha256)
     assert opened.tokenizer.encode_batch(["a cat"], special_tokens=True)[0][0] == begun.token_id("<s>")
     (tmp_path / "other.json").write_text(tokenizer.json_text)
-    named = open_model(str(folder), hf=True, config=None, tokenizer=str(tmp_path / "other.json"), device="cpu")
+    named = open_model(str(folder), hf=True, choice=ModelChoice(), tokenizer=str(tmp_path / "other.json"), device="cpu")
     assert named.tokenizer.sha256 == tokenizer.sha256 and named.declared.begin is None
     small = save(tmp_path / "small", stock("llama", begun.vocab_size - 1), begun)
     with pytest.raises(ValueError, match=f"has ids up to .*, the model knows {begun.vocab_size - 1}"):
-        open_model(str(small), hf=True, config=None, tokenizer=None, device="cpu")
+        open_model(str(small), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"a sentencepiece file")
     with pytest.raises(ValueError, match=r"--hf-model .*: has no tokenizer that can be read .*tokenizer\.json with --tokenizer") as error:
-        open_model(str(folder), hf=True, config=None, tokenizer=None, device="cpu")
+        open_model(str(folder), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu")
     assert "\n" not in str(error.value)
     content = json.loads(tokenizer.json_text)["model"]
     old = tmp_path / "old"
@@ -170,4 +170,6 @@ def test_tokenizers_come_from_a_folder_a_file_or_what_transformers_makes(tmp_pat
     (old / "vocab.json").write_text(json.dumps(content["vocab"]))
     (old / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in content["merges"]) + "\n")
     text = "a cat saw what a day!"
-    assert open_model(str(old), hf=True, config=None, tokenizer=None, device="cpu").tokenizer.encode(text) == tokenizer.encode(text)
+    assert open_model(str(old), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu").tokenizer.encode(text) == tokenizer.encode(
+        text
+    )

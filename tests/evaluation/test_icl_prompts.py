@@ -127,6 +127,26 @@ def test_a_continuation_without_room_for_context_is_refused(tokenizer: Tokenizer
         encode(Prompt("", ("",), ("cat",), 0), tokenizer)
 
 
+def test_an_empty_continuation_is_refused_where_no_space_comes_before_it(tokenizer: Tokenizer) -> None:
+    import tokenizers
+
+    backend = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    backend.normalizer = tokenizers.normalizers.Replace(" ", "_")
+    spaceless = Tokenizer(backend.to_str(), "spaceless")
+    with pytest.raises(ValueError, match=r"t/0-shot: question 1: an empty continuation can't be scored"):
+        encode(Prompt("", ("a cat",), ("cat", ""), 0), spaceless)
+
+
+def test_prompts_to_generate_from_lack_what_llm_foundry_masks(tokenizer: Tokenizer) -> None:
+    prompt = Prompt(f"what a{tokenizer.eot_token}day", ("a cat",), (), 0, ("x",))
+    [kept], [masked] = (icl.encode_prompts([prompt], tokenizer, 64, "t", mask) for mask in (None, tokenizer.eot_id))
+    ids = kept.requests[0].input_ids
+    assert tokenizer.eot_id in ids
+    assert masked.requests == (Request([i for i in ids if i != tokenizer.eot_id], len(ids) - 1),)
+    [nothing] = icl.encode_prompts([Prompt(tokenizer.eot_token, ("",), (), 0, ("x",))], tokenizer, 64, "t", tokenizer.eot_id)
+    assert nothing.requests[0].input_ids == [tokenizer.eot_id]
+
+
 def test_special_tokens_go_around_the_preamble_only_and_its_end_is_dropped(tokenizer: Tokenizer) -> None:
     import tokenizers
 

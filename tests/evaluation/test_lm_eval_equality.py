@@ -12,7 +12,7 @@ import yaml
 from stock_models import llama_twin, save, stock, with_begin
 
 from open_lm.evaluation.command import run_eval
-from open_lm.evaluation.models import OpenModel, open_model
+from open_lm.evaluation.models import ModelChoice, OpenModel, open_model
 from open_lm.evaluation.scorer import ScorerOptions
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
@@ -111,7 +111,7 @@ def test_a_stock_model_is_scored_as_by_lm_evals_own(kind: str, tmp_path: Path, t
     """gpt2 has learned positions and a tokenizer that names a begin of text but adds none; llama's puts it before every text."""
     begun = with_begin(tokenizer, put=kind == "llama")
     folder = save(tmp_path / kind, stock(kind, 310), begun, bos_token="<s>")
-    check(folder, open_model(str(folder), hf=True, config=None, tokenizer=None, device="cpu"), tasks)
+    check(folder, open_model(str(folder), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu"), tasks)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_ours_is_scored_as_its_exported_copy_by_lm_evals_own(tmp
     (tmp_path / "tokenizer.json").write_text(tokenizer.json_text)
     checkpoint, config, text = (str(tmp_path / name) for name in ("one.pt", "model.json", "tokenizer.json"))
     folder = save(tmp_path / "copy", twin, tokenizer)
-    check(folder, open_model(checkpoint, hf=False, config=config, tokenizer=text, device="cpu"), tasks)
+    check(folder, open_model(checkpoint, hf=False, choice=ModelChoice(config), tokenizer=text, device="cpu"), tasks)
 
     arguments = ["--tasks", "choices,answers", "--include-path", tasks, "--checkpoint", checkpoint, "--hf-model", str(folder)]
     arguments += ["--model-config", config, "--tokenizer", text, "--device", "cpu", "--out", str(tmp_path / "out.json")]

@@ -71,7 +71,7 @@ def private():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return int(lines["RssAnon"].split()[0]) * 1024
 
-from open_lm.evaluation.models import open_model
+from open_lm.evaluation.models import ModelChoice, open_model
 import open_lm.model.head, torch._dynamo
 torch.ones(1000, 1000) @ torch.ones(1000, 1000)
 before, peak, done = private(), 0, False
@@ -84,7 +84,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-opened = open_model(sys.argv[1], hf=False, config=sys.argv[2], tokenizer=sys.argv[3], device="cpu")
+opened = open_model(sys.argv[1], hf=False, choice=ModelChoice(sys.argv[2]), tokenizer=sys.argv[3], device="cpu")
 done = True
 thread.join()
 print((peak - before) / sum(p.numel() * 4 for p in opened.model.parameters()))

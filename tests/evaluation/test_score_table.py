@@ -62,6 +62,14 @@ def test_published_columns_have_the_averages_that_were_published() -> None:
         reference("GPT-5")
 
 
+def test_the_mean_takes_each_label_once_at_the_first_row_that_all_have() -> None:
+    ours = {name: Result(0.5, 100, 1.0) for name in ("mmlu/5-shot", "mmlu/0-shot", "copa/0-shot")}
+    assert mean_rows(columns_of({"a": ours}, {"OpenLM-1B": PUBLISHED["OpenLM-1B"]})) == ["mmlu/0-shot", "copa/0-shot"]
+    assert mean_rows(columns_of({"a": ours})) == ["mmlu/5-shot", "copa/0-shot"]
+    metrics = {name: Result(0.5, 100, 1.0) for name in ("hellaswag/0-shot", "hellaswag:acc_norm/0-shot", "copa/0-shot")}
+    assert mean_rows(columns_of({"a": metrics})) == ["hellaswag/0-shot", "copa/0-shot"]
+
+
 def test_examples_before_the_questions_make_another_row_than_the_published_one() -> None:
     table = cells_of(markdown_table({"ours": {"copa/5-shot": Result(0.5, 100, 1.0)}}, {"MPT-7B": reference("MPT-7B")}))
     assert table[2] == ["copa/5-shot", "100", "0.5000 ± 0.0503", ""]

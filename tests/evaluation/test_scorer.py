@@ -63,6 +63,15 @@ def test_choices_after_a_shared_context_score_as_they_do_alone(model: Transforme
         assert score.greedy == plain.greedy
 
 
+def test_openlm_defect_30_a_batch_is_as_wide_as_its_longest_request(model: Transformer) -> None:
+    widths: list[tuple[int, ...]] = []
+    handle = model.tok_embeddings.register_forward_pre_hook(lambda module, inputs: widths.append(tuple(inputs[0].shape)))
+    requests = [Request([index, *range(100, 100 + length)], length) for index, length in enumerate((30, 3, 29, 4, 2))]
+    score_requests(model, requests, ScorerOptions(batch_tokens=64))
+    handle.remove()
+    assert widths == [(2, 30), (3, 4)]  # the last token of each is only predicted
+
+
 def test_a_shared_context_is_read_once(model: Transformer) -> None:
     read = []
     handle = model.tok_embeddings.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))

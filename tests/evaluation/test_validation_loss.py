@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from open_lm.evaluation.validation import validate
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
+from open_lm.storage.json_lines import add_line
 from open_lm.tokenizer import Tokenizer
 
 
@@ -59,7 +61,7 @@ def test_a_masked_token_is_read_by_what_follows_it(model: Transformer, tokens: T
     assert validate(model, [masked]).loss == pytest.approx(float(losses[:, 5:].mean()), rel=1e-6)
 
 
-def test_fully_masked_rows_and_batches_are_harmless(model: Transformer, tokens: Tensor) -> None:
+def test_openlm_defect_29_fully_masked_rows_and_batches_are_harmless(model: Transformer, tokens: Tensor) -> None:
     masked = torch.full_like(tokens, -1)
     with_masked = validate(model, [tokens, masked, torch.cat([tokens[:1], masked])])
     assert with_masked == validate(model, [tokens, tokens[:1]])
@@ -83,6 +85,19 @@ def test_bits_per_byte_come_from_statistics_else_from_text_else_are_absent(model
     assert result.bits_per_byte == pytest.approx(bits / n_bytes)
     assert validate(model, [row], tokenizer=tokenizer, bytes_per_token=4.0).bits_per_byte == pytest.approx(bits / result.tokens / 4)
     assert validate(model, [row]).bits_per_byte is None
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_results(model: Transformer, tokens: Tensor, tmp_path: Path) -> None:
+    broken = Transformer(model.config)
+    broken.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        broken.output.weight[0] = math.nan
+    calls: list[None] = []
+    result = validate(broken, [tokens[:3], tokens[3:]], progress=lambda: calls.append(None))
+    assert math.isnan(result.loss) and math.isnan(result.perplexity) and len(calls) == 2
+    add_line(tmp_path / "results.jsonl", [{**result.as_dict(), "best": math.inf}])
+    (one,) = json.loads((tmp_path / "results.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (one["loss"], one["perplexity"], one["best"]) == (None, None, None) and one["tokens"] == 96
 
 
 def test_the_models_mode_and_gradients_are_left_alone(model: Transformer, tokens: Tensor) -> None:

@@ -127,3 +127,8 @@ def test_wrong_input_is_named_in_one_line(model: Transformer, prompts: list[list
     with pytest.raises(ValueError, match=words) as error:
         generate(model, prompts, **{"max_new_tokens": 4, **options})
     assert "\n" not in str(error.value)
+
+
+def test_prompts_are_named_as_the_caller_names_them(model: Transformer) -> None:
+    with pytest.raises(ValueError, match=r"^answers: prompt 1 is empty"):
+        generate(model, [[]], max_new_tokens=1, named="answers")

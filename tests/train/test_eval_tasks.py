@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +94,7 @@ def test_a_failure_in_a_task_is_told_and_the_run_goes_on(
     def grade(task: Any, data: Any, *rest: Any) -> list[bool]:
         if task.label == "language_modeling":
             raise torch.OutOfMemoryError("no memory left")
-        (bench.folder / "multiple_choice.jsonl").write_text("{")  # read again after the next epoch
+        (bench.folder / "multiple_choice.jsonl").write_text("{")  # what is scored was read before training
         return [True] * len(data.questions)
 
     monkeypatch.setattr(tasks_in_training, "grade", grade)
@@ -100,7 +103,7 @@ def test_a_failure_in_a_task_is_told_and_the_run_goes_on(
     first, second, third = told(bench, "a")
     assert first["failed"] == {"language_modeling/0-shot": "OutOfMemoryError: no memory left"}
     assert set(scores(first)) == {"multiple_choice/0-shot", "generation_task_with_answers/0-shot"}
-    assert set(second["failed"]) == set(third["failed"]) == {"language_modeling/0-shot", "multiple_choice/0-shot"}
+    assert first["results"].keys() == second["results"].keys() == third["results"].keys()
     assert "failed, and the run goes on without its score: OutOfMemoryError: no memory left" in bench.log("a")
 
 
@@ -114,6 +117,10 @@ def test_mistakes_in_the_tasks_are_told_before_training(
     assert "--tokenizer" in error
     assert main_here("a", "--eval-tasks", "none.yaml") == 2
     assert "--eval-tasks none.yaml: no such file" in capsys.readouterr().err
+    (bench.folder / "language_modeling.jsonl").write_text('{"context": "w1", "continuation": "w2"}\n')
+    (bench.folder / "generation_task_with_answers.jsonl").write_text(json.dumps({"context": "w1", "answer": "w2 " * 40}))
+    assert main_here("a", *tasks) == 2
+    assert "generation_task_with_answers/0-shot: max_seq_len 32: no room for an answer of 40 tokens" in capsys.readouterr().err
     assert not (bench.folder / "logs").exists()
 
 
@@ -131,16 +138,78 @@ def test_a_resumed_run_has_each_score_once(bench: Any, main_here: Main, tasks: l
     assert [(line["step"], scores(line)) for line in told(bench, "a")] == [(line["step"], scores(line)) for line in before]
 
 
+def test_a_run_that_is_killed_while_it_scores_has_its_weights_and_tells_which_scores_it_lost(
+    bench: Any, main_here: Main, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> list[bool]:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks_in_training, "grade", killed)
+        with pytest.raises(SystemExit):
+            main_here("a", *tasks, "--epochs", "1", "--averagers", "ema_0.9_1")
+    files = {path.name for path in (bench.folder / "logs/a/checkpoints").glob("*.pt")}
+    assert files == {"epoch_1.pt", "stats_1.pt", "ema_0.9_1_1.pt"}
+    words = "lacks the scores of epoch_1.pt; eval/eval_openlm_ckpt.py"
+    assert main_here("a", *tasks, "--epochs", "1", "--resume", "latest") == 0  # there is nothing left to train
+    assert bench.log("a").count(words) == 1
+    assert main_here("a", *tasks, "--epochs", "2", "--resume", "latest") == 0
+    assert bench.log("a").count(words) == 2
+    assert [line["epoch"] for line in told(bench, "a")] == [2]
+
+
+def test_a_run_that_is_asked_to_end_leaves_the_other_tasks_unscored(
+    bench: Any, main_here: Main, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grade(*_: Any) -> list[bool]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)  # for the thread that notes it
+        return [True]
+
+    monkeypatch.setattr(tasks_in_training, "grade", grade)
+    assert main_here("a", *tasks) == 3
+    (line,) = told(bench, "a")
+    assert set(scores(line)) == {"multiple_choice/0-shot"}
+    assert set(line["failed"].values()) == {"not scored: the run was asked to end"} and len(line["failed"]) == 2
+    assert json.loads((bench.folder / "logs/a/ending.json").read_text())["why"] == "SIGTERM"
+
+
+def test_a_task_with_categories_has_a_row_of_its_own_and_none_where_a_part_fails(
+    bench: Any, main_here: Main, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"query": f"w{n}", "choices": ["w1", "w2"], "gold": 0, "category": "aab"[n % 3]} for n in range(6)]
+    (bench.folder / "parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = "{label: %s, dataset_uri: parts.jsonl, num_fewshot: [0], icl_task_type: multiple_choice, has_categories: true}"
+    (bench.folder / "tasks.yaml").write_text("icl_tasks:\n" + "".join(f"- {entry % label}\n" for label in ("whole", "torn")))
+
+    def grade(task: Any, data: Any, *_: Any) -> list[bool]:
+        if data.name == "torn/0-shot/b":
+            raise OSError("gone")
+        return [True, False, True, True] if data.name.endswith("a") else [False, False]
+
+    monkeypatch.setattr(tasks_in_training, "grade", grade)
+    assert main_here("a", *tasks, "--epochs", "1") == 0
+    (line,) = told(bench, "a")
+    assert scores(line) == {"whole/0-shot": 0.375, "whole/0-shot/a": 0.75, "whole/0-shot/b": 0.0}
+    assert line["results"]["whole/0-shot"]["questions"] == 6
+    assert line["results"]["whole/0-shot"]["stderr"] == pytest.approx(0.125)
+    assert line["failed"] == {"torn/0-shot": "OSError: gone"}
+    assert "whole/0-shot: accuracy 0.3750 (6 questions" in bench.log("a")
+
+
 def test_a_run_without_training_scores_its_checkpoint_too(bench: Any, main_here: Main, tasks: list[str]) -> None:
     from open_lm.main import main
 
     assert main_here("a", *tasks, "--epochs", "1") == 0
-    flags = ["--val-data", str(bench.folder / "shards/shard-0000000.tar"), "--precision", "fp32", "--workers", "0"]
-    assert (
-        main([*flags, *tasks, "--pretrained", str(bench.folder / "logs/a"), "--logs-dir", str(bench.folder / "logs"), "--name", "b"]) == 0
-    )
-    assert [scores(line) for line in told(bench, "b")] == [scores(told(bench, "a")[-1])]
-    assert told(bench, "b")[0]["checkpoint_path"].endswith("a/checkpoints/epoch_1.pt")
+    flags = ["--precision", "fp32", "--workers", "0", *tasks, "--pretrained", str(bench.folder / "logs/a")]
+    flags += ["--logs-dir", str(bench.folder / "logs"), "--name"]
+    assert main([*flags, "b", "--val-data", str(bench.folder / "shards/shard-0000000.tar")]) == 0
+    assert main([*flags, "c"]) == 0
+    for name in ("b", "c"):
+        assert [scores(line) for line in told(bench, name)] == [scores(told(bench, "a")[-1])]
+        assert told(bench, name)[0]["checkpoint_path"].endswith("a/checkpoints/epoch_1.pt")
+    assert (bench.folder / "logs/b/checkpoints/results.jsonl").is_file()
+    assert not (bench.folder / "logs/c/checkpoints/results.jsonl").exists()
 
 
 @pytest.mark.slow

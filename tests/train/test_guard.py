@@ -65,6 +65,11 @@ def test_the_watchdog_writes_the_stacks_and_ends_the_process(repo: Path, tmp_pat
     assert 'File "<string>", line 8' in (tmp_path / "out.log").read_text()
 
 
+def test_progress_beside_a_step_keeps_the_watchdog_still(repo: Path, tmp_path: Path) -> None:
+    process = start(repo, tmp_path, watchdog=1.2, body="with g.beside_the_step(1): [(time.sleep(0.1), g.progress()) for _ in range(30)]")
+    assert process.wait(15) == 0
+
+
 def test_a_child_has_no_part_in_the_signals(repo: Path, tmp_path: Path) -> None:
     fork = "import os; pid = os.fork() or time.sleep(60); time.sleep(0.5); os.kill(pid, 2); os.kill(pid, 15)"
     body = f"{fork}; status = os.waitpid(pid, 0)[1]; time.sleep(0.7); sys.exit(50 if g.asked else status)"

@@ -1,4 +1,4 @@
-"""Runs without training data validate a checkpoint (compat.md 6 (27)), every process in every batch (28)."""
+"""Runs without training data validate a checkpoint (OpenLM's defect 27), every process in every batch (28)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def losses(lists: list[list[dict[str, Any]]]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_every_way_to_name_weights_gives_the_loss_of_the_run(bench: Any, trained: Path) -> None:
+def test_openlm_defect_27_runs_without_training_data_validate_weights_however_they_are_named(bench: Any, trained: Path) -> None:
     from open_lm.main import main
 
     expected = pytest.approx(losses(results(bench, "a")), rel=1e-6)
@@ -55,7 +55,7 @@ def test_every_way_to_name_weights_gives_the_loss_of_the_run(bench: Any, trained
         assert main(flags(bench, name, *more, *named)) == 0
         assert losses(results(bench, name)) == expected
     one = results(bench, "file")[0][0]
-    assert (one["step"], one["checkpoint_path"], one["train_tokens"]) == (10, weights, None)
+    assert (one["step"], one["checkpoint_path"], one["train_tokens"]) == (10, weights, 10 * 8 * 32)
     assert "Validating" in bench.log("file") and "token accuracy" in bench.log("file")
 
 
@@ -72,6 +72,45 @@ def test_latest_adds_to_the_results_of_the_run_and_leaves_the_rest(bench: Any, t
     assert [one["loss"] for one in second] == pytest.approx([one["loss"] for one in first], rel=1e-6)
     assert all(one["loss_sequences_lower_95"] < one["loss"] < one["loss_sequences_upper_95"] for one in second)
     assert state() == before
+
+
+def test_latest_is_the_newest_of_epochs_and_run_states_also_of_those_elsewhere(bench: Any, main_here: Main) -> None:
+    import shutil
+
+    from open_lm.main import main
+
+    more = ["--checkpoint-dir", str(bench.folder / "states"), "--save-every-steps", "6"]
+    assert main_here("a", "--epochs", "2", *more) == 0
+    logs = bench.folder / "logs/a/checkpoints"
+    for expected, step in ((logs / "epoch_2.pt", 20), (bench.folder / "states/step_18", 18), (logs / "epoch_1.pt", 10)):
+        assert main(flags(bench, "a", "--resume", "latest", *more[:2])) == 0
+        one = results(bench, "a")[-1][0]
+        assert (one["checkpoint_path"], one["step"], one["train_tokens"]) == (str(expected), step, step * 8 * 32)
+        assert f"Validating {expected} (step {step})" in bench.log("a")
+        expected.unlink() if expected.is_file() else shutil.rmtree(expected)
+        for later in ("step_20", "step_12") if step == 20 else ("step_12",):
+            shutil.rmtree(bench.folder / "states" / later, ignore_errors=True)
+
+
+def test_what_is_said_of_the_model_agrees_with_the_weights_or_is_refused(
+    bench: Any, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from open_lm.main import main
+
+    assert main(flags(bench, "b", "--pretrained", str(trained), "--model", "open_lm_11m", "--qk-norm")) == 2
+    error = capsys.readouterr().err
+    assert "--model open_lm_11m: says hidden_dim 96" in error and "carries 32" in error
+    assert "--qk-norm: checkpoint" in error
+    assert not (bench.folder / "logs/b").exists()
+    assert main(flags(bench, "b", "--pretrained", str(trained), "--model", str(bench.folder / "tiny.json"), "--trace")) == 0
+    assert "--trace has no effect" in bench.log("b")
+
+
+def test_wandb_is_left_out_where_it_would_take_nothing(bench: Any, trained: Path) -> None:
+    from open_lm.main import main
+
+    assert main(flags(bench, "a", "--resume", "latest", "--report-to", "wandb")) == 0
+    assert "--report-to wandb: W&B takes nothing more for steps" in bench.log("a")
 
 
 def test_mistakes_are_told_before_anything_is_made(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,8 +140,8 @@ def test_options_that_make_no_sense_without_training_are_refused(more: str, word
 
 
 @pytest.mark.slow
-def test_three_sharded_processes_validate_rows_that_they_do_not_divide(bench: Any, trained: Path) -> None:
-    """compat.md 6 (28): 50 and 20 rows, 8 to a batch on 3 processes: rounded to 9, and the last batch filled up with masked rows."""
+def test_openlm_defect_28_three_sharded_processes_validate_rows_that_they_do_not_divide(bench: Any, trained: Path) -> None:
+    """50 and 20 rows, 8 to a batch on 3 processes: rounded to 9, and the last batch filled up with masked rows."""
     import subprocess
 
     more = flags(

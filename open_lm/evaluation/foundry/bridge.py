@@ -36,18 +36,18 @@ from llmfoundry.utils.builders import build_icl_evaluators
 from torch import Tensor
 
 from open_lm import storage
+from open_lm.evaluation.answers import with_ends
 from open_lm.evaluation.benchmark import Result
 from open_lm.evaluation.foundry.datasets import CLASSES, PREFIX, ShortRequests
 from open_lm.evaluation.foundry.entries import METRICS, Entry, FoundryFile
 from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.hf_tokenizer import Declared
-from open_lm.evaluation.models import context_length, continue_prompts
+from open_lm.evaluation.models import continue_prompts
 from open_lm.evaluation.precision import Precision as OurPrecision
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError, nearest
 from open_lm.tokenizer import Tokenizer
 
-PAD_TOKEN = "<|padding|>"
 TIMEOUT = 600.0
 
 
@@ -132,9 +132,12 @@ class OpenLM(ComposerModel):
     def _generate(self, batch: dict[str, Any]) -> list[str]:
         # What follows a stop string is cut off by the metric, so that generation needn't end there.
         settings = batch["generation_kwargs"]
-        firsts = batch["attention_mask"].int().argmax(dim=1).tolist()
-        prompts = [row[first:].tolist() for row, first in zip(batch["input_ids"], firsts, strict=True)]
-        new = continue_prompts(self.model, prompts, settings["max_new_tokens"], settings["eos_token_id"])
+        seen = [(row[mask], row) for row, mask in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)]
+        prompts = [(ids if len(ids) else row[-1:]).tolist() for ids, row in seen]  # a masked token is as good as none
+        longest, end = settings["max_new_tokens"], settings["eos_token_id"]
+        new = continue_prompts(self.model, prompts, longest, end)
+        if end != self.tokenizer.eos_token_id:
+            new = with_ends(new, longest, end)
         return [self.space + text for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def get_metrics(self, is_train: bool) -> dict[str, Any]:
@@ -148,11 +151,11 @@ class OpenLM(ComposerModel):
 
 
 def foundry_tokenizer(tokenizer: Tokenizer, declared: Declared | None = None) -> Any:
-    """Ours as a transformers tokenizer: its own end of text, what its files declare, and <|padding|> where it has one."""
+    """Ours as a transformers tokenizer: its own end of text and padding, and what its files declare."""
     from transformers import PreTrainedTokenizerFast
 
     declared = declared or Declared()
-    named = {"bos_token": declared.begin, "pad_token": declared.pad or (PAD_TOKEN if tokenizer.token_id(PAD_TOKEN) is not None else None)}
+    named = {"bos_token": declared.begin, "pad_token": tokenizer.pad_token}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend,
         eos_token=tokenizer.eot_token,
@@ -190,7 +193,7 @@ def score_entries(
     for entry in file.entries:
         with _scratch() as folder:
             start = time.perf_counter()
-            evaluators = _evaluators(entry, theirs, options, file.batch_size, context_length(model), folder)
+            evaluators = _evaluators(entry, theirs, options, file.batch_size, folder)
             for evaluator in evaluators:
                 results[evaluator.label] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
                 report(evaluator.label, results[evaluator.label], _dataset(evaluator).longest)
@@ -228,7 +231,7 @@ def _score(trainer: Trainer, evaluator: Evaluator, metric: str, start: float) ->
     return Result(round(accuracy * questions) / questions, questions, time.perf_counter() - start)
 
 
-def _evaluators(entry: Entry, tokenizer: Any, options: BridgeOptions, batch_size: int, seq_len: int, folder: Path) -> list[Evaluator]:
+def _evaluators(entry: Entry, tokenizer: Any, options: BridgeOptions, batch_size: int, folder: Path) -> list[Evaluator]:
     """LLM Foundry's evaluators of one entry, for each number of examples and each category."""
     config: dict[str, Any] = {
         "label": entry.label,
@@ -242,8 +245,6 @@ def _evaluators(entry: Entry, tokenizer: Any, options: BridgeOptions, batch_size
         "cut": options.cut,
     }
     config.setdefault("max_seq_len", options.max_seq_len)
-    if entry.icl_task_type == "generation_task_with_answers":  # what is generated has to fit
-        config["max_seq_len"] = min(config["max_seq_len"], seq_len)
     if not entry.dataset_uri.startswith("hf://"):  # the rows are copied into memory; a cache of them would only grow
         datasets.config.HF_DATASETS_CACHE = str(folder / f"cache-{os.getpid()}")
     try:

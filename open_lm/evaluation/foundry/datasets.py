@@ -53,7 +53,9 @@ class ShortRequests(InContextLearningDataset):
             return {**row, self.context_key: self._strip(requests, 1)}
         if not several:
             requests, spans = [requests], [spans]
-        short = [self._strip(ids, int(span[-1]) + 1 if len(span) else 1) for ids, span in zip(requests, spans, strict=True)]
+        if not all(len(span) for span in spans):
+            raise ValueError("an empty continuation can't be scored, LLM Foundry fails at it, too; mend the data")
+        short = [self._strip(ids, int(span[-1]) + 1) for ids, span in zip(requests, spans, strict=True)]
         numbers = [span.tolist() for span in spans]  # LLM Foundry makes tensors of them in each batch
         first: Any = slice(None) if several else 0
         return {**row, self.context_key: short[first], "continuation_indices": numbers[first]}
@@ -71,7 +73,7 @@ class ShortRequests(InContextLearningDataset):
     def longest(self) -> int:
         """Tokens of the longest request, those of an answer yet to be generated included."""
         lengths = (len(ids) for row in self.rows for ids in self._requests(row))
-        return max(lengths) + getattr(self, "max_answer_length", 0)
+        return max(lengths) + self.base_batch.get("generation_kwargs", {}).get("max_new_tokens", 0)
 
     def _requests(self, row: dict[str, Any]) -> Sequence[Tensor]:
         requests: Any = row[self.context_key]

@@ -66,9 +66,21 @@ def missing() -> str:
     )
 
 
-def run_there(python: Path, arguments: Sequence[str]) -> int:
-    """Run the evaluation command with these arguments there, its output as it comes; the exit status."""
+def run_there(python: Path, arguments: Sequence[str], device: str | None = None) -> int:
+    """Run the evaluation command with these arguments there, its output as it comes; the exit status.
+
+    Args:
+        device: the --device among the arguments. Of a single process Composer takes the first GPU that it sees, so that a GPU with a
+            number is made the only one.
+    """
     # Started by torchrun, each process starts its own there, and they find each other by the variables that they inherit.
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
     environment.pop("PYTHONPATH", None)  # packages of this environment would stand before those of the other
+    kind, _, index = (device or "").partition(":")
+    if kind == "cuda" and index.isdigit() and "LOCAL_RANK" not in os.environ:
+        seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+        if seen and int(index) >= len(seen):
+            raise ValueError(f"--device {device}: CUDA_VISIBLE_DEVICES has {len(seen)} GPUs; give a smaller number")
+        environment["CUDA_VISIBLE_DEVICES"] = seen[int(index)] if seen else index
+        arguments = [*arguments, "--device", "cuda"]
     return subprocess.run([str(python), str(ROOT / "eval/eval_openlm_ckpt.py"), *arguments], env=environment, check=False).returncode

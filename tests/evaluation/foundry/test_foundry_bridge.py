@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 pytest.importorskip("llmfoundry")
@@ -18,10 +19,14 @@ pytest.importorskip("llmfoundry")
 from llmfoundry.utils.builders import build_icl_evaluators
 from stock_models import save, stock
 
+from open_lm.evaluation.benchmark import score_tasks
 from open_lm.evaluation.foundry.bridge import BridgeOptions, foundry_tokenizer, score_entries
 from open_lm.evaluation.foundry.datasets import PREFIX
 from open_lm.evaluation.foundry.entries import METRICS, FoundryFile, parse_entries
-from open_lm.evaluation.models import open_model
+from open_lm.evaluation.models import ModelChoice, open_model
+from open_lm.evaluation.scorer import ScorerOptions
+from open_lm.evaluation.tasks import parse_task_file
+from open_lm.generation import generate
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError
 from open_lm.tokenizer import Tokenizer, load_tokenizer
@@ -66,7 +71,7 @@ def file_of(*entries: dict[str, Any]) -> FoundryFile:
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_batches_are_llm_foundrys_own_without_the_padding(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_openlm_defect_30_batches_are_llm_foundrys_own_without_the_padding(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     theirs = foundry_tokenizer(tokenizer)
     config = {**entry(kind, tmp_path), "metric_names": [METRICS[kind]]}
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
@@ -109,8 +114,6 @@ def test_cutting_changes_no_score(kind: str, tmp_path: Path, model: Transformer,
 
 
 def test_generation_goes_on_after_the_prompt_and_is_graded_by_its_start(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    from open_lm.generation import generate
-
     contexts = ["what a day", "a cat and a dog saw"]
     answers = [tokenizer.decode(generate(model, [tokenizer.encode(c)], max_new_tokens=3)[0]) for c in contexts]
     rows = [{"context": c, "answer": a + " and more", "aliases": [a]} for c, a in zip(contexts, answers, strict=True)]
@@ -130,6 +133,72 @@ def test_keys_that_llm_foundry_does_not_know_are_named(tmp_path: Path, model: Tr
         path.write_text(json.dumps({"context_options": ["a", "b"], "continuation": "c", "gold": 0}))
         task = entry("schema", tmp_path, has_categories=True) | {"dataset_uri": str(path)}
         score_entries(model, tokenizer, file_of(task), BridgeOptions(64))
+
+
+def judged(model: Transformer, tokenizer: Tokenizer, *entries: dict[str, Any], max_seq_len: int) -> dict[str, float]:
+    """Accuracies of both backends, which are the same."""
+    content = {"icl_tasks": list(entries)}
+    theirs = score_entries(model, tokenizer, parse_entries(content, "t.yaml"), BridgeOptions(max_seq_len))
+    tasks = parse_task_file(content, "t.yaml").tasks
+    ours = score_tasks(model, tokenizer, tasks, max_seq_len=max_seq_len, options=ScorerOptions())
+    found = {name: result.accuracy for name, result in theirs.items()}
+    assert found == {name: result.accuracy for name, result in ours.items()}
+    return found
+
+
+def answers_of(path: Path, model: Transformer, tokenizer: Tokenizer, before: list[int], words: int, new: int = 3) -> dict[str, Any]:
+    """A task whose answers are what the model says to each context behind `before`, whatever its length."""
+    rng = random.Random(3)
+    contexts = [" ".join(rng.choice(WORDS) for _ in range(words + i)) for i in range(8)]
+    prompts = [before + tokenizer.encode(context) for context in contexts]
+    said = generate(model, prompts, max_new_tokens=new, max_seq_len=1000, eot_id=tokenizer.eot_id)
+    rows = [{"context": c, "answer": tokenizer.decode(ids, skip_special_tokens=True)} for c, ids in zip(contexts, said, strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    base = {"label": "x", "dataset_uri": str(path), "num_fewshot": 0, "icl_task_type": "generation_task_with_answers"}
+    return base | {"continuation_delimiter": "", "do_normalization": False}
+
+
+def test_prompts_beyond_the_models_length_are_read_whole_where_the_yaml_allows_it(
+    tmp_path: Path, model: Transformer, tokenizer: Tokenizer
+) -> None:
+    task = answers_of(tmp_path / "rows.jsonl", model, tokenizer, [], 70)
+    assert model.config.seq_len == 64
+    assert judged(model, tokenizer, task, task | {"label": "cut", "max_seq_len": 40}, max_seq_len=400)["x/0-shot"] == 1
+
+
+def test_the_end_of_text_that_a_tokenizer_puts_before_every_text_is_masked_where_it_is_the_padding(
+    tmp_path: Path, model: Transformer, tokenizer: Tokenizer
+) -> None:
+    backend = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    eot = tokenizer.eot_token
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"{eot} $A", special_tokens=[(eot, tokenizer.eot_id)])
+    begun = Tokenizer(backend.to_str(), "begun")
+    assert begun.encode_batch(["a"], special_tokens=True)[0][0] == begun.pad_id
+    masked = answers_of(tmp_path / "masked.jsonl", model, tokenizer, [], 5)
+    seen = answers_of(tmp_path / "seen.jsonl", model, tokenizer, [tokenizer.eot_id], 5) | {"label": "seen"}
+    found = judged(model, begun, masked, seen, max_seq_len=60)
+    assert found["x/0-shot"] == 1 > found["seen/0-shot"]
+
+
+def test_settings_of_a_generation_are_honoured(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    task = answers_of(tmp_path / "rows.jsonl", model, tokenizer, [], 5, new=4)
+    said = generate(
+        model, [tokenizer.encode(json.loads((tmp_path / "rows.jsonl").read_text().split("\n")[0])["context"])], max_new_tokens=2
+    )
+    settings: list[dict[str, Any]] = [{"max_new_tokens": 2}, {"use_cache": False, "pad_token_id": 5}, {"eos_token_id": said[0][1]}]
+    tasks = [task | {"label": f"{n}", "generation_kwargs": one} for n, one in enumerate(settings)]
+    found = judged(model, tokenizer, *tasks, max_seq_len=60)
+    assert found["0/0-shot"] < found["1/0-shot"] == 1 > found["2/0-shot"]
+
+
+def test_an_empty_choice_is_named(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    backend = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    backend.normalizer = tokenizers.normalizers.Replace(" ", "_")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"query": "a", "choices": ["b", ""], "gold": 0}))
+    with pytest.raises(ValueError, match="multiple_choice: .*an empty continuation can't be scored"):
+        task = entry("multiple_choice", tmp_path) | {"dataset_uri": str(path), "num_fewshot": 0}
+        score_entries(model, Tokenizer(backend.to_str(), "spaceless"), file_of(task), BridgeOptions(64))
 
 
 @pytest.mark.slow
@@ -157,7 +226,7 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, repo: Path, model:
     stranger = save(tmp_path / "stock", stock("llama"), tokenizer)
     command = [str(repo / "eval/eval_openlm_ckpt.py"), "--eval-yaml", "tasks.yaml", "--checkpoint", "one.pt"]
     command += ["--model-config", "model.json", "--tokenizer", "tokenizer.json", "--device", "cpu", "--hf-model", "stock", "--out"]
-    opened = open_model(str(stranger), hf=True, config=None, tokenizer=None, device="cpu")
+    opened = open_model(str(stranger), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu")
     alone = {
         name: score_entries(scored, tokenizer, file_of(*tasks), BridgeOptions(60))
         for name, scored in (("one.pt", model), ("stock", opened.model))

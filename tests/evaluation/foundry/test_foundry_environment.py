@@ -66,6 +66,47 @@ def test_the_same_arguments_go_there_and_its_status_comes_back(outside: Path, re
     assert not Path("no").exists()
 
 
+@pytest.mark.parametrize(("seen", "index", "only"), [(None, 1, "1"), ("4,GPU-ab", 1, "GPU-ab")])
+def test_a_numbered_gpu_is_the_only_one_there(
+    outside: Path, repo: Path, task: list[str], monkeypatch: pytest.MonkeyPatch, seen: str | None, index: int, only: str
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    fake(outside, repo, 'printf "%s\\n" "$CUDA_VISIBLE_DEVICES" "$@" > arguments')
+    assert command.run_eval([*task, "--device", f"cuda:{index}"]) == 0
+    lines = Path("arguments").read_text().splitlines()
+    assert lines[0] == only and lines[-2:] == ["--device", "cuda"]  # the last one counts
+    if seen:
+        with pytest.raises(ValueError, match="--device cuda:2: CUDA_VISIBLE_DEVICES has 2 GPUs"):
+            command.run_eval([*task, "--device", "cuda:2"])
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if LLM Foundry were installed here, and there were GPUs."""
+    monkeypatch.setattr(environment, "inside", lambda: True)
+    monkeypatch.setattr(command, "choose_device", lambda named: named or "cuda")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda:1"], "--device cuda:1: .*takes cuda:0 .*CUDA_VISIBLE_DEVICES=1 and give --device cuda"),
+        (["--device", "cpu", "--precision", "amp_bfloat16"], "--precision amp_bfloat16: .* --precision fp32"),
+        (["--device", "cpu", "--eval-yaml", "half.yaml"], "--eval-yaml half.yaml: precision amp_bf16: .*--precision fp32"),
+    ],
+)
+def test_what_composer_cannot_do_is_refused_before_a_model_is_loaded(
+    inside: None, task: list[str], options: list[str], message: str
+) -> None:
+    Path("half.yaml").write_text("precision: amp_bf16\n" + Path("tasks.yaml").read_text())
+    with pytest.raises(ValueError, match=message):  # one.pt is empty
+        command.run_eval([*task, *options])
+
+
 def test_auto_is_llm_foundry_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "inside", lambda: True)
     assert command.choose_backend("auto") == "llm-foundry" and command.choose_backend("native") == "native"

@@ -1,0 +1,51 @@
+"""A folder of Hugging Face's layout: its tokenizer_config.json says what ends a text and what it is padded with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from open_lm.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tokenizer.json with several tokens that could end a text."""
+    import tokenizers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.add_special_tokens(["<|endoftext|>", "<|im_end|>", "<|padding|>", "<pad>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def tokens(source: str, eot: str | None = None) -> tuple[str, str | None]:
+    tokenizer = load_tokenizer(source, eot)
+    assert tokenizer.token_id(tokenizer.eot_token) == tokenizer.eot_id
+    assert tokenizer.pad_id == tokenizer.token_id(tokenizer.pad_token or tokenizer.eot_token)
+    return tokenizer.eot_token, tokenizer.pad_token
+
+
+def test_a_bare_file_has_the_usual_ones(folder: Path) -> None:
+    assert tokens(str(folder)) == ("<|endoftext|>", "<|padding|>")
+
+
+def test_a_folder_is_what_its_config_says_a_file_what_it_holds_and_a_name_given_comes_first(folder: Path) -> None:
+    about = {"eos_token": {"content": "<|im_end|>"}, "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    assert tokens(str(folder)) == tokens(f"file://{folder}") == ("<|im_end|>", "<pad>")
+    assert tokens(str(folder / "tokenizer.json")) == ("<|endoftext|>", "<|padding|>")
+    assert tokens(str(folder), "<|endoftext|>") == ("<|endoftext|>", "<pad>")
+
+
+def test_tokens_that_the_vocabulary_lacks_count_for_nothing(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": None}))
+    assert tokens(str(folder)) == ("<|endoftext|>", "<|padding|>")
+
+
+def test_a_damaged_config_is_named(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"--tokenizer .*tokenizer_config\.json isn't JSON"):
+        load_tokenizer(str(folder))
