@@ -150,3 +150,21 @@ def test_data_sets_come_back_from_little_memory_as_they_were(tokenizer: Tokenize
     whole = encode_tasks(TaskFile((choices, answers), None, "fp32"), tokenizer, 64)
     (tmp_path / "answers.jsonl").write_text('{"context": "what a", "answer": "day", "aliases": ["dog", "hat"]}\n')
     assert encode_tasks(TaskFile((choices, answers), None, "fp32"), tokenizer, 64).digest() != whole.digest()
+
+
+def test_a_compiled_model_is_scored_as_it_is(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = Transformer(model.config)
+    for block in compiled.layers:
+        block.compile(backend=backend)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "what a", "choices": ["hat", "day"], "gold": 0}))
+    opened = encode_tasks(TaskFile((Task("a", str(tmp_path / "rows.jsonl"), "multiple_choice"),), None, "fp32"), tokenizer, 64)
+    TasksInTraining(compiled, opened, TasksConfig(1, 1, "fp32"), tmp_path, lambda metrics, step: None).after_epoch(_End())
+    assert not graphs
+    compiled(torch.zeros(1, 8, dtype=torch.int64))
+    assert graphs
