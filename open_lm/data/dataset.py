@@ -266,7 +266,9 @@ def build_validation_data(
         limit = int(ends[-1]) if params.val_num_samples is None else params.val_num_samples // seq_len
         here = prepared(access, (source.files,))
         rows = FileOrderRows(source.files, ends, min(int(ends[-1]), limit), seq_len, vocab_size, here)
-        sets.append(ValidationSet(name, rows, source.tokenizer, bytes_per_token(listing.shards)))
+        whole = rows.count == int(ends[-1])
+        per_token = bytes_per_token(listing.shards, int(source.files.sequences.sum())) if whole else None
+        sets.append(ValidationSet(name, rows, source.tokenizer, per_token))
     if found:
         raise UserError(found)
     return tuple(sets)

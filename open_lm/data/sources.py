@@ -263,11 +263,15 @@ def _eot_token(stats: str) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def bytes_per_token(shards: Sequence[Place]) -> float | None:
-    """Bytes of text for each token, as the preprocessor's stats.json says; None without one, or where the shards have several."""
+def bytes_per_token(shards: Sequence[Place], sequences: int) -> float | None:
+    """Bytes of text for each token, as the preprocessor's stats.json says.
+
+    None without one, where the shards have several, or where it counts other `sequences` than are read.
+    """
     folders = {folder for shard in {folder_of(s): s for s in shards}.values() for folder in _folders_above(shard)}
     files = [file for file in (storage.join(folder, "stats.json") for folder in folders) if storage.exists(file)]
-    value = _stats(files[0]).get("bytes_per_token") if len(files) == 1 else None
+    stats = _stats(files[0]) if len(files) == 1 else {}
+    value = stats.get("bytes_per_token") if stats.get("sequences", sequences) == sequences else None
     return value if isinstance(value, float) and value > 0 else None
 
 

@@ -43,9 +43,10 @@ def _attempt(work: Callable[[], T]) -> tuple[T | _Nothing, str]:
 
 
 class InStep:
-    """Every process makes one, at the same place, and calls it as the others do."""
+    """Every process makes one, at the same place, and calls it as the others do. `progress` is called while it waits for their shares."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Callable[[], None] = lambda: None) -> None:
+        self.progress = progress
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
         self._passes: _Passes | None = None
 
@@ -135,6 +136,7 @@ class _Passes:
                 self._small_pass()
             finally:
                 self.agreed = False
+            self.step.progress()
 
     def finish(self) -> None:
         """Gather with the others what is left of a pass that broke off."""

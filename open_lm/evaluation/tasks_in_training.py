@@ -106,7 +106,8 @@ class TasksInTraining:
         """
         self.model, self.tasks, self.config, self.tell, self.checkpoint = model, tasks, config, tell, checkpoint
         self.folder, self.path = folder, folder / FILE
-        self.beside, self.step = beside or Beside(), InStep()
+        self.beside = beside or Beside()
+        self.step = InStep(self.beside.progress)
         if config.rank == 0 and start is not None:
             drop_after(self.path, start.step)
             if (words := lost_scores(folder, config, start.epoch)) is not None:

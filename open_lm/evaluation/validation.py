@@ -76,8 +76,8 @@ def validate(
     Args:
         batches: tokens [batch, seq_len + 1] int64 on any device; equally many on every process.
         precision: of the model's arithmetic; the losses themselves are fp32.
-        bytes_per_token: of the data set, from its statistics; gives bits per byte.
-        tokenizer: gives the bytes from the decoded targets where `bytes_per_token` is None.
+        bytes_per_token: of the data set, from its statistics; gives bits per byte where no token of it is masked.
+        tokenizer: else gives the bytes from the decoded targets.
         intervals: which confidence bounds to compute; every process takes a part of that work.
         progress: called with each batch, and while the bounds are computed.
 
@@ -85,22 +85,37 @@ def validate(
         ValueError: no unmasked target in any batch.
     """
     device = next(model.parameters()).device
-    counting = tokenizer if bytes_per_token is None else None
+    text: list[Tensor] = []
     was_training = model.training
     model.eval()
     try:
         sums, points = torch.zeros(5, dtype=torch.float64, device=device), LossPoints(intervals, progress)
         for tokens in batches:
             losses, correct = _batch_losses(model, tokens, device, precision)
-            sums += _batch_sums(losses, correct, tokens, counting)
+            sums += _batch_sums(losses, correct, tokens)
+            text += [tokens[:, 1:].to("cpu", torch.int32)] if tokenizer else []
             points.add(losses, tokens[:, 1:].to(device) >= 0)
             progress()
     finally:
         model.train(was_training)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
+    _add_up(sums)
+    if tokenizer and (bytes_per_token is None or _has_masked(sums, text)):
+        bytes_per_token = None
+        sums[4] = sum(_text_bytes(targets, tokenizer) for targets in text)
+        _add_up(sums[4:])
     result = _result(sums.tolist(), bytes_per_token)
     return replace(result, sequence_interval=points.sequence_interval(), token_interval=points.token_interval())
+
+
+def _add_up(sums: Tensor) -> None:
+    """Over all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+
+
+def _has_masked(sums: Tensor, text: list[Tensor]) -> bool:
+    """Whether any row with a target has masked ones too, on any process."""
+    return bool(text) and float(sums[1]) != float(sums[3]) * text[0].shape[1]
 
 
 def _batch_losses(model: nn.Module, tokens: Tensor, device: torch.device, precision: Precision) -> tuple[Tensor, Tensor]:
@@ -116,17 +131,16 @@ def _batch_losses(model: nn.Module, tokens: Tensor, device: torch.device, precis
     return losses.view(targets.shape), correct.view(targets.shape)
 
 
-def _batch_sums(losses: Tensor, correct: Tensor, tokens: Tensor, tokenizer: Tokenizer | None) -> Tensor:
-    """[5] fp64: loss in nats, targets, correct targets, rows with a target, bytes of the targets' text."""
-    n_bytes = _text_bytes(tokens, tokenizer) if tokenizer else 0
+def _batch_sums(losses: Tensor, correct: Tensor, tokens: Tensor) -> Tensor:
+    """[5] fp64: loss in nats, targets, correct targets, rows with a target; 0 for the bytes of the targets' text."""
     kept = tokens[:, 1:].to(losses.device) >= 0
     sums = (losses.double().sum(), kept.sum(), correct.sum(), kept.any(dim=1).sum())
-    return torch.stack([*(value.double() for value in sums), torch.full((), n_bytes, dtype=torch.float64, device=losses.device)])
+    return torch.stack([*(value.double() for value in sums), torch.zeros((), dtype=torch.float64, device=losses.device)])
 
 
-def _text_bytes(tokens: Tensor, tokenizer: Tokenizer) -> int:
+def _text_bytes(targets: Tensor, tokenizer: Tokenizer) -> int:
     """UTF-8 bytes of the targets' text, end of text and its like not counted (statistics don't count them either)."""
-    texts = (tokenizer.decode([i for i in row if i >= 0], skip_special_tokens=True) for row in tokens[:, 1:].tolist())
+    texts = (tokenizer.decode([i for i in row if i >= 0], skip_special_tokens=True) for row in targets.tolist())
     return sum(len(text.encode("utf-8")) for text in texts)
 
 

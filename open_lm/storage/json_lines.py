@@ -36,21 +36,24 @@ def read_lines(path: Path) -> list[Any]:
     return found
 
 
-def drop_after(path: Path, start_step: int) -> None:
+def drop_after(path: Path, start_step: int, others_stay: bool = True) -> None:
     """Remove the lines of later steps, which a resumed run makes again, and what isn't JSON, such as a half-written last line.
 
-    A line is an object with `step`, or a list of them; one that tells no step stays.
+    A line is an object with `step`, or a list of them.
+
+    Args:
+        others_stay: lines that tell no step.
     """
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _stays(line, path, start_step)]
+    kept = [line for line in lines if line.endswith("\n") and _stays(line, path, start_step, others_stay)]
     if kept != lines:
         with atomic_write(path, "w") as file:
             file.writelines(kept)
 
 
-def _stays(line: str, path: Path, start_step: int) -> bool:
+def _stays(line: str, path: Path, start_step: int, others_stay: bool) -> bool:
     try:
         told = json.loads(line)
     except ValueError:
@@ -59,4 +62,4 @@ def _stays(line: str, path: Path, start_step: int) -> bool:
     try:
         return int((told[0] if isinstance(told, list) else told)["step"]) <= start_step
     except (LookupError, TypeError, ValueError):
-        return True
+        return others_stay

@@ -28,7 +28,7 @@ class JsonLines:
     """`metrics.jsonl`: one object per log step of training."""
 
     def __init__(self, path: Path, start_step: int):
-        drop_after(path, start_step)
+        drop_after(path, start_step, others_stay=False)
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
 
     def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:

@@ -106,6 +106,11 @@ def test_the_tokenizer_and_the_statistics_lie_beside_remote_shards_too(s3, write
     assert data.tokenizer is not None and data.tokenizer.eot_id == 1
     (one,) = build_validation_data(ValidationParams(val_data=(s3.url("d/0/*.tar"),)), seq_len=4, vocab_size=100)
     assert one.bytes_per_token == 4.5
+    (part,) = build_validation_data(ValidationParams(val_data=(s3.url("d/0/*.tar"),), val_num_samples=8), seq_len=4, vocab_size=100)
+    assert part.rows.count == 2 and part.bytes_per_token is None
+    s3.put("d/stats.json", b'{"bytes_per_token": 4.5, "sequences": 4, "tokenizer": {"eot_token": "<|padding|>"}}')
+    (other,) = build_validation_data(ValidationParams(val_data=(s3.url("d/0/*.tar"),)), seq_len=4, vocab_size=100)
+    assert other.bytes_per_token is None
 
 
 def test_validation_reads_remote_shards_in_file_order(remote) -> None:

@@ -53,6 +53,12 @@ def test_draws_in_parts_are_the_whole_resample(monkeypatch: pytest.MonkeyPatch) 
     assert bootstrap_interval(points, None, 10) == (3.0, 3.0)
 
 
+def test_long_draws_tell_that_they_go_on() -> None:
+    calls: list[None] = []
+    bootstrap_interval(torch.rand(10), None, 1000, progress=lambda: calls.append(None))
+    assert len(calls) > 10
+
+
 def test_the_order_of_the_points_does_not_matter() -> None:
     points = torch.randn(50, generator=torch.Generator().manual_seed(3))
     assert bootstrap_interval(points, None, 100) == bootstrap_interval(points.flip(0), None, 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from open_lm.evaluation import tasks_in_training
-from open_lm.evaluation.benchmark import load_data_sets
+from open_lm.evaluation.benchmark import load_data_sets, score_tasks
 from open_lm.evaluation.in_training import Beside
 from open_lm.evaluation.open_tasks import encode_tasks
 from open_lm.evaluation.packed import PackedDataSet
+from open_lm.evaluation.scorer import ScorerOptions
 from open_lm.evaluation.tasks import Task, TaskFile
 from open_lm.evaluation.tasks_in_training import TasksConfig, TasksInTraining
 from open_lm.model.config import ModelConfig
@@ -94,14 +96,17 @@ def _score_shards_on_a_process(rank: int, folder: str, weights: dict[str, Tensor
     for block in model.layers:
         fully_shard(block)
     fully_shard(model)
-    if rank == 1:  # the first task has one batch of two passes; each line fails in one task
-        _fails_in_layer(model, 0, 1)
-        _fails_in_layer(model, 1, 3)
+    tasks_in_training.ScorerOptions = partial(ScorerOptions, batch_tokens=4)  # type: ignore[attr-defined,misc]
+    _fails_in_layer(model, *((0, 1) if rank == 1 else (1, 3)))  # in the first task, and after the pass that mends in the second
     tasks = [Task(label, f"{folder}/rows.jsonl", "multiple_choice") for label in ("first", "second", "whole")]
     tasks.append(Task("answers", f"{folder}/rows.jsonl", "generation_task_with_answers"))
     opened = encode_tasks(TaskFile(tuple(tasks), None, "fp32"), Tokenizer(tokenizer_json, "tiny"), 64)
-    scored = TasksInTraining(model, opened, TasksConfig(1, 1, "fp32", rank, 2), Path(folder), lambda metrics, step: None)
+    batches: list[None] = []
+    beside = Beside(progress=lambda: batches.append(None))
+    scored = TasksInTraining(model, opened, TasksConfig(1, 1, "fp32", rank, 2), Path(folder), lambda metrics, step: None, beside=beside)
+    scored.step.progress = lambda: None  # what is counted are the batches of the process's own
     scored.after_epoch(_End())
+    Path(folder, f"batches{rank}").write_text(str(len(batches)))
     assert not any(part._get_fsdp_state()._fsdp_param_group.is_unsharded for part in [model, *model.layers])
     ids = torch.arange(40).view(2, 20)
     model(ids).logsumexp(-1).mean().backward()  # training goes on
@@ -123,9 +128,14 @@ def test_memory_that_gives_out_on_one_process_of_a_sharded_model_ends_that_task_
     line = json.loads((tmp_path / "eval_tasks.jsonl").read_text())
     assert line["failed"] == {
         "first/0-shot": "process 1: OutOfMemoryError: no memory left",
-        "second/0-shot": "process 1: OutOfMemoryError: no memory left",
+        "second/0-shot": "process 0: OutOfMemoryError: no memory left",
     }
-    assert line["results"].keys() == {"whole/0-shot", "answers/0-shot"}
+    tasks = [Task("whole", str(tmp_path / "rows.jsonl"), "multiple_choice")]
+    tasks.append(Task("answers", str(tmp_path / "rows.jsonl"), "generation_task_with_answers"))
+    expected = score_tasks(model, tokenizer, tasks, max_seq_len=64, options=ScorerOptions())
+    assert {name: row["accuracy"] for name, row in line["results"].items()} == {name: one.accuracy for name, one in expected.items()}
+    shares = [int((tmp_path / f"batches{rank}").read_text()) for rank in range(2)]
+    assert min(shares) > 2 and abs(shares[0] - shares[1]) <= 4  # at most one in each task
 
 
 def test_batches_are_progress(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -150,3 +160,34 @@ def test_data_sets_come_back_from_little_memory_as_they_were(tokenizer: Tokenize
     whole = encode_tasks(TaskFile((choices, answers), None, "fp32"), tokenizer, 64)
     (tmp_path / "answers.jsonl").write_text('{"context": "what a", "answer": "day", "aliases": ["dog", "hat"]}\n')
     assert encode_tasks(TaskFile((choices, answers), None, "fp32"), tokenizer, 64).digest() != whole.digest()
+
+
+def test_processes_that_read_other_data_are_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from open_lm import scoring
+    from open_lm.params import Problems, parse_params
+
+    params, _ = parse_params(["--val-data", "v.tar", "--pretrained", "a.pt", "--eval-tasks", "t.yaml"])
+    for digests, count in ((["", "a"], 0), (["a"], 0), (["a", "b"], 1)):
+        monkeypatch.setattr(scoring, "from_all", lambda mine, digests=digests: digests)
+        problems = Problems()
+        scoring.check_same(problems, params, None)
+        assert len(problems.found) == count
+    assert problems.found == ["--eval-tasks t.yaml: the processes read different data; give all machines the same files"]
+
+
+def test_a_compiled_model_is_scored_as_it_is(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = Transformer(model.config)
+    for block in compiled.layers:
+        block.compile(backend=backend)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "what a", "choices": ["hat", "day"], "gold": 0}))
+    opened = encode_tasks(TaskFile((Task("a", str(tmp_path / "rows.jsonl"), "multiple_choice"),), None, "fp32"), tokenizer, 64)
+    TasksInTraining(compiled, opened, TasksConfig(1, 1, "fp32"), tmp_path, lambda metrics, step: None).after_epoch(_End())
+    assert not graphs
+    compiled(torch.zeros(1, 8, dtype=torch.int64))
+    assert graphs
