@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from open_lm import storage
 from open_lm.device import choose_device
+from open_lm.evaluation import published
 from open_lm.evaluation.foundry import environment
 from open_lm.evaluation.foundry.entries import FoundryFile, read_entries
 from open_lm.evaluation.precision import Precision
-from open_lm.evaluation.published import PUBLISHED, reference
 from open_lm.evaluation.table_files import check_ending
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.check import ABSENT, unbuilt_choice
@@ -106,7 +106,6 @@ _MEANT_FOR: dict[str, tuple[Backend, ...]] = {
     "build_env": ("llm-foundry",),
     "cut": ("llm-foundry",),
     "batch_tokens": ("native", "lm-eval"),
-    "max_seq_len": ("native", "llm-foundry"),
 }
 """Options that some backends have no use for."""
 
@@ -179,7 +178,7 @@ def _problems(params: EvalParams) -> list[str]:
             problems.append(str(error))
     for name in params.reference:
         try:
-            reference(name)
+            published.reference(name)
         except ValueError as error:
             problems.append(str(error))
     backend = choose_backend(params.backend, bool(params.tasks))
@@ -244,7 +243,7 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     if problems:
         raise UserError([f"--eval-yaml {params.eval_yaml}: {problem}" for problem in problems])
     _say(f"backend {backend}")
-    references = {name: PUBLISHED[name] for name in PUBLISHED if name.lower() in {given.lower() for given in params.reference}}
+    references = published.references(params.reference)
     processes = join_processes() if backend == "native" else Processes()
     results: dict[str, dict[str, Result]] = {}
     try:

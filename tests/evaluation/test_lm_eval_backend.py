@@ -57,14 +57,13 @@ def test_log_likelihoods_are_sums_over_the_continuation(model: Transformer, toke
 def test_requests_of_equal_settings_are_continued_together_with_the_texts_that_each_gets_alone(
     model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lm_eval")
     from open_lm.evaluation import lm_eval_backend
     from open_lm.evaluation.scorer import ScorerOptions
 
     ours, sizes = lm_eval_backend.HarnessModel(model, tokenizer, ScorerOptions()), []
-    plain = lm_eval_backend.generate
+    plain = lm_eval_backend.continue_prompts
     monkeypatch.setattr(
-        lm_eval_backend, "generate", lambda model, prompts, **more: sizes.append(len(prompts)) or plain(model, prompts, **more)
+        lm_eval_backend, "continue_prompts", lambda model, prompts, *more: sizes.append(len(prompts)) or plain(model, prompts, *more)
     )
     contexts = ["what a day", "a cat", "a dog saw a hat on a mat and a cat", "a mat " * 40]
     short, long = {"until": ["zzz"], "max_gen_toks": 4}, {"until": "zzz", "max_gen_toks": 9}
@@ -79,7 +78,6 @@ def test_requests_of_equal_settings_are_continued_together_with_the_texts_that_e
 
 
 def test_pairs_tokenised_together_are_lm_evals_own(model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lm_eval")
     from lm_eval.api.model import TemplateLM
 
     from open_lm.evaluation.lm_eval_backend import HarnessModel
