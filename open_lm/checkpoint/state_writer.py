@@ -183,7 +183,11 @@ def save_run_state(folder: str, tensors: Mapping[str, Tensor], state: RunState) 
     return new_state(str(folder), state.step, "").url
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, OSError):  # torch.save tells of a full disk in words of its own
+        cause = cause.__cause__ or cause.__context__
+    error = cause or error
     return str(error) if isinstance(error, (OSError, ValueError)) and str(error) else repr(error)
 
 

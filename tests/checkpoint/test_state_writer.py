@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from open_lm.checkpoint import state_folder
+from open_lm.checkpoint import state_folder, state_writer
 from open_lm.checkpoint.part_reader import load_tensors
 from open_lm.checkpoint.run_state import RunState, newest_run_state
 from open_lm.checkpoint.staging import Staging
@@ -98,6 +98,20 @@ def test_a_save_that_fails_is_told_and_leaves_nothing(tmp_path: Path, monkeypatc
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_1"]
     with pytest.raises(SaveError):
         writer.save(tensors(3), state(3))
+
+
+@pytest.mark.parametrize("fits", [100, 600, 1500])
+def test_a_disk_that_fills_up_anywhere_in_a_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    write = state_writer._Summed.write
+
+    def limited(self: state_writer._Summed, data: Any) -> int:
+        if self.bytes + len(data) > fits:
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(state_writer._Summed, "write", limited)
+    with pytest.raises(SaveError, match="step_1: not saved: process 0: .*No space left on device"):
+        StateWriter(str(tmp_path), asynchronous=False).save(tensors(1), state(1))
 
 
 def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
