@@ -29,6 +29,9 @@ SMALLER = {
     "../open_lm/model_configs/open_lm_3b.json": "../tiny.json",
     "/path/to/openlm_checkpoint.pt": "../path/to/logs/open_lm_ex_1/checkpoints/epoch_2.pt",
     "--num-samples 3": "--num-samples 2 --max-new-tokens 5",
+    "download_data.py --eval-yaml eval/openlm_table.yaml": "download_data.py --eval-yaml eval/openlm_table.yaml --mirror mirror",
+    "--tasks arc_easy,hellaswag": "--tasks mine --include-path mine",
+    '"preproc_data/val/*.tar"': '"preproc_data/2048-v1/0/*.tar" --val-num-samples 8192 --precision fp32',
 }
 ELSEWHERE = {"scripts/quickstart.sh": "tests/commands/test_quickstart.py", "scripts/test.sh": "this very run"}
 
@@ -50,28 +53,52 @@ def sandbox(repo: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copy(shared / "data/text/tinyshakespeare.jsonl.zst", root / "raw_data/part.jsonl.zst")
     config = {"hidden_dim": 16, "n_layers": 1, "n_heads": 2, "seq_len": 2048, "vocab_size": 50432}
     (root / "tiny.json").write_text(json.dumps(config))
-    make_task_data(root / "eval")
-    snapshot = root / "hub/hub/models--EleutherAI--gpt-neox-20b/snapshots/0123456789"
-    snapshot.mkdir(parents=True)
-    shutil.copy(shared / "data/tokenizers/20B_tokenizer.json", snapshot / "tokenizer.json")
-    (snapshot / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs/main").write_text(snapshot.name)
+    make_task_data(root / "eval/in_memory_hf_eval.yaml", root / "eval")
+    make_task_data(root / "eval/openlm_table.yaml", root / "mirror")
+    make_harness_task(root / "mine")
+    for name in ("gpt-neox-20b", "pythia-160m"):
+        snapshot = root / f"hub/hub/models--EleutherAI--{name}/snapshots/0123456789"
+        snapshot.mkdir(parents=True)
+        shutil.copy(shared / "data/tokenizers/20B_tokenizer.json", snapshot / "tokenizer.json")
+        (snapshot / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs/main").write_text(snapshot.name)
+    make_stock_model(snapshot)
     return root
 
 
-def make_task_data(folder: Path) -> None:
-    """Four questions for each task of the YAML."""
+def make_stock_model(folder: Path) -> None:
+    """Of Pythia's class, as if the hub had been asked before."""
+    import transformers
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.GPTNeoXConfig(vocab_size=50432, max_position_embeddings=2048, **sizes)
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(folder)
+
+
+def make_harness_task(folder: Path) -> None:
+    """A task of lm-evaluation-harness's kind: its own want the hub."""
+    folder.mkdir()
+    (folder / "rows.json").write_text(json.dumps({"q": "one two", "choices": ["three", "four"], "gold": 0}))
+    task = {"task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "rows.json")}}}
+    task |= {"output_type": "multiple_choice", "test_split": "test", "metric_list": [{"metric": "acc"}]}
+    task |= {"doc_to_text": "{{q}}", "doc_to_target": "gold", "doc_to_choice": "choices"}
+    (folder / "mine.yaml").write_text(yaml.dump(task))
+
+
+def make_task_data(tasks: Path, folder: Path) -> None:
+    """Four questions for each task of a YAML."""
     rows: dict[str, dict[str, Any]] = {
         "multiple_choice": {"query": "one two", "choices": ["three", "four"], "gold": 0},
         "schema": {"context_options": ["the cat", "the dog"], "continuation": "barks", "gold": 1},
         "language_modeling": {"context": "one two", "continuation": "three"},
+        "generation_task_with_answers": {"context": "one two", "answer": "three", "aliases": ["3"]},
     }
-    for task in yaml.safe_load((folder / "in_memory_hf_eval.yaml").read_text())["icl_tasks"]:
+    for task in yaml.safe_load(tasks.read_text())["icl_tasks"]:
         path = folder / task["dataset_uri"]
         path.parent.mkdir(parents=True, exist_ok=True)
         shots = max([0, *task["num_fewshot"]])
-        path.write_text((json.dumps(rows[task["icl_task_type"]]) + "\n") * (4 + shots))
+        path.write_text((json.dumps({**rows[task["icl_task_type"]], "category": "all"}) + "\n") * (4 + shots))
 
 
 def run(sandbox: Path, command: str) -> str:
@@ -91,7 +118,7 @@ def run(sandbox: Path, command: str) -> str:
 def test_every_command_of_the_readme_runs(sandbox: Path, repo: Path) -> None:
     readme = (repo / "README.md").read_text()
     commands = [block for block in blocks(readme, "bash") if block.strip() not in ELSEWHERE]
-    assert len(commands) == 5
+    assert len(commands) == 6
     outputs = [run(sandbox, command) for command in commands]
     assert (sandbox / "preproc_data/2048-v1/0/manifest.jsonl").is_file()
     run_folder = sandbox / "path/to/logs/open_lm_ex_1"
@@ -99,7 +126,14 @@ def test_every_command_of_the_readme_runs(sandbox: Path, repo: Path) -> None:
     assert list((run_folder / "wandb").glob("offline-run-*"))
     assert "lambada" in outputs[3]
     assert "report.html" in {p.name for p in sandbox.iterdir()}
-    assert "part.jsonl.zst, byte" in outputs[4]
+    assert {"triviaqa/0-shot", "mmlu/5-shot"} <= set(json.loads((sandbox / "table.json").read_text())["path/to/logs/open_lm_ex_1"])
+    assert (sandbox / "table.png").is_file()
+    for words in ("OpenLM-1B", "pythia-160m", "mine/0-shot"):
+        assert words in outputs[4]
+    assert outputs[4].count("| winograd/0-shot") == 3  # native, with a stock model, on LLM Foundry's evaluators
+    [validated] = json.loads((sandbox / "logs/ex_1_val/checkpoints/results.jsonl").read_text())
+    assert validated["loss_sequences_lower_95"] < validated["loss"] < validated["loss_sequences_upper_95"]
+    assert "part.jsonl.zst, byte" in outputs[5]
 
     again = run(sandbox, commands[2])
     assert "the run is finished" in again
