@@ -31,7 +31,10 @@ def test_help_is_grouped_and_takes_less_than_a_second(repo: Path) -> None:
         assert part in done.stdout
 
 
-@pytest.mark.parametrize("module", ["open_lm", "open_lm.main", "open_lm.params", "open_lm.shards.manifest"])
+@pytest.mark.parametrize(
+    "module",
+    ["open_lm", "open_lm.main", "open_lm.params", "open_lm.shards.manifest", "open_lm.evaluation.command", "open_lm.evaluation.compare"],
+)
 def test_light_modules_import_nothing_heavy(repo: Path, module: str) -> None:
     code = f"import sys, {module}; print([m for m in {LIGHT} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)

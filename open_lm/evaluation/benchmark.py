@@ -9,21 +9,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from open_lm.evaluation import answers, icl
+from open_lm.evaluation.result import Result
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import Task
 from open_lm.params.fields import Problems
 from open_lm.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one task says of one model."""
-
-    accuracy: float
-    """Share of questions answered rightly."""
-    questions: int
-    seconds: float
-    """Wall time, reading and tokenising included."""
 
 
 @dataclass(frozen=True)

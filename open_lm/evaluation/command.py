@@ -26,9 +26,9 @@ from open_lm.params.fields import UserError, given_options, parse_topics
 from open_lm.params.training import ArchitectureParams
 
 if TYPE_CHECKING:
-    from open_lm.evaluation.benchmark import Result
     from open_lm.evaluation.models import ModelChoice, OpenModel
     from open_lm.evaluation.processes import Processes
+    from open_lm.evaluation.result import Result
 
 
 HarnessTasks = tuple[str, ...]

@@ -11,7 +11,7 @@ from open_lm.evaluation.published import reference, references
 from open_lm.params.fields import Problems, UserError, parse_topics
 
 if TYPE_CHECKING:
-    from open_lm.evaluation.benchmark import Result
+    from open_lm.evaluation.result import Result
     from open_lm.evaluation.table import Column
 
 

@@ -20,11 +20,11 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.tasks import TaskManager
 from torch import nn
 
-from open_lm.evaluation.benchmark import Result
 from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.icl import Request
 from open_lm.evaluation.models import context_length, continue_prompts
 from open_lm.evaluation.precision import autocast
+from open_lm.evaluation.result import Result
 from open_lm.evaluation.scorer import ScorerOptions, Shape, plan_batches, score_requests
 from open_lm.tokenizer import Tokenizer
 

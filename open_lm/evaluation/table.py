@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from open_lm import storage
-from open_lm.evaluation.benchmark import Result
+from open_lm.evaluation.result import Result
 
 Results = Mapping[str, Mapping[str, Result]]
 """By checkpoint, then by task name."""

@@ -20,13 +20,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from open_lm.checkpoint.sharded import reshard
-from open_lm.evaluation.benchmark import Result, grade
+from open_lm.evaluation.benchmark import grade
 from open_lm.evaluation.in_step import InStep, TaskFailed
 from open_lm.evaluation.in_training import Beside, Place
 from open_lm.evaluation.open_tasks import OpenTasks
 from open_lm.evaluation.packed import PackedDataSet
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.processes import Processes
+from open_lm.evaluation.result import Result
 from open_lm.evaluation.scorer import ScorerOptions
 from open_lm.evaluation.table import cells_of, result_json, whole_task
 from open_lm.evaluation.tasks import Task

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from open_lm.evaluation.benchmark import Result
 from open_lm.evaluation.compare import run_compare
+from open_lm.evaluation.result import Result
 from open_lm.evaluation.table import write_results
 from open_lm.params.fields import UserError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from open_lm.evaluation.benchmark import Result
 from open_lm.evaluation.published import AVERAGES, PUBLISHED, ROWS, reference
+from open_lm.evaluation.result import Result
 from open_lm.evaluation.table import columns_of, markdown_table, mean_of, mean_rows, read_results, short_names, write_results
 from open_lm.evaluation.table_files import write_table
 

@@ -37,13 +37,13 @@ from torch import Tensor
 
 from open_lm import storage
 from open_lm.evaluation.answers import with_ends
-from open_lm.evaluation.benchmark import Result
 from open_lm.evaluation.foundry.datasets import CLASSES, PREFIX, ShortRequests
 from open_lm.evaluation.foundry.entries import METRICS, Entry, FoundryFile
 from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.hf_tokenizer import Declared
 from open_lm.evaluation.models import continue_prompts
 from open_lm.evaluation.precision import Precision as OurPrecision
+from open_lm.evaluation.result import Result
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError, nearest
 from open_lm.tokenizer import Tokenizer
