@@ -126,7 +126,7 @@ def test_every_command_of_the_readme_runs(sandbox: Path, repo: Path) -> None:
     assert list((run_folder / "wandb").glob("offline-run-*"))
     assert "lambada" in outputs[3]
     assert "report.html" in {p.name for p in sandbox.iterdir()}
-    assert {"triviaqa/0-shot", "mmlu/5-shot"} <= set(json.loads((sandbox / "table.json").read_text())["path/to/logs/open_lm_ex_1"])
+    assert {"triviaqa/0-shot", "mmlu/5-shot/all"} <= set(json.loads((sandbox / "table.json").read_text())["path/to/logs/open_lm_ex_1"])
     assert (sandbox / "table.png").is_file()
     for words in ("OpenLM-1B", "pythia-160m", "mine/0-shot"):
         assert words in outputs[4]
