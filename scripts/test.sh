@@ -29,4 +29,4 @@ if [ -n "$fast" ]; then
   exec "$python" -m pytest -n "$processes" --dist loadfile -m "not slow" "$@"
 fi
 export OPENLM_REQUIRE_FOUNDRY=1
-exec "$python" -m pytest -n "$processes" --dist loadfile --durations 15 "$@"
+exec "$python" -m pytest -n "$processes" --dist loadfile --durations 15 -rs "$@"

@@ -103,7 +103,8 @@ def test_a_killed_worker_is_survived(repo: Path, tmp_path: Path, corpus: list[st
         time.sleep(0.01)
     error = process.communicate(timeout=300)[1].decode()
     assert process.returncode == 0, error
-    assert killed == 2 and error.count("a worker process was killed; its work is done again") == 2
+    told = error.count("a worker process was killed; its work is done again")
+    assert killed == 2 and 1 <= told <= 2  # the second may die before the first is missed
     assert output_of(tmp_path / "out/32-v1") == output_of(tmp_path / "undisturbed/32-v1")
 
 
