@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.generation import generate, next_logits
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
+from open_lm.model.zoo import get_model_config
 from open_lm.tokenizer import Tokenizer
 
 
@@ -88,14 +90,22 @@ opened = open_model(sys.argv[1], hf=False, choice=ModelChoice(sys.argv[2]), toke
 done = True
 thread.join()
 print((peak - before) / sum(p.numel() * 4 for p in opened.model.parameters()))
+
+from open_lm.evaluation.icl import Request
+from open_lm.evaluation.scorer import ScorerOptions, score_requests
+[score] = score_requests(opened.model, [Request([5, 6, 7, 8], 2)], ScorerOptions())
+assert 1 < score.perplexity < 1e9
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_takes_the_memory_of_the_weights_once(tmp_path: Path, repo: Path, tokenizer: Tokenizer) -> None:
+    """450 MB of weights; with OPENLM_1B=1 those of OpenLM-1B, 5.8 GB, on disk and in memory."""
     config = ModelConfig(hidden_dim=1024, n_layers=4, n_heads=8, seq_len=64, vocab_size=30_000, positional_embedding_type="head_rotary")
-    first_generation(tmp_path / "epoch_1.pt", config)  # 450 MB
+    if os.environ.get("OPENLM_1B"):
+        config = get_model_config("open_lm_1b_old")
+    first_generation(tmp_path / "epoch_1.pt", config)
     (tmp_path / "tokenizer.json").write_text(tokenizer.json_text)
     command = [sys.executable, "-c", LOAD, tmp_path / "epoch_1.pt", tmp_path / "model.json", tmp_path / "tokenizer.json"]
     done = subprocess.run([str(part) for part in command], cwd=repo, capture_output=True, text=True, check=False)
