@@ -15,10 +15,10 @@ echo "== format, lint, types"
 "$bin/mypy"
 
 if [ -z "$fast" ]; then
-  echo "== golden models and trace under LLM Foundry's torch, and its evaluators on our models"
+  echo "== golden models, trace and checkpoints under LLM Foundry's torch, and its evaluators on our models"
   foundry=$(scripts/setup.sh foundry | tail -n 1)
   # a run that can't ask LLM Foundry fails: here where it is not installed, below where its environment is not found
-  OPENLM_REQUIRE_FOUNDRY=inside "$foundry" -m pytest -p no:cacheprovider tests/parity tests/model tests/evaluation/foundry
+  OPENLM_REQUIRE_FOUNDRY=inside "$foundry" -m pytest -p no:cacheprovider tests/parity tests/model tests/checkpoint tests/evaluation/foundry
 fi
 
 echo "== tests"
