@@ -23,8 +23,8 @@ sys.path[0] = str(ROOT)
 
 from open_lm.evaluation.foundry import environment as foundry_environment  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
+from scripts.bench import command, machine  # noqa: E402
 from scripts.bench import evaluate_figures as figures  # noqa: E402
-from scripts.bench import machine  # noqa: E402
 from scripts.bench.environment import environment, versions  # noqa: E402
 
 PARTS = ("small", "large", "lm-eval-small", "lm-eval-large")
@@ -100,23 +100,16 @@ class Worker:
 
 def main() -> int:
     """Exit status 0; 1 when a column failed or scores differ; 2 for bad options."""
-    try:
-        found, _ = parse_topics((BenchOptions,), prog="evaluate.py", description=__doc__)
-        options = found[BenchOptions]
-        _check(options)
-        with tempfile.TemporaryDirectory(prefix="bench-evaluate-", dir=options.work_dir) as folder:
-            report = _measure(options, Path(folder))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for problem in report["problems"]:
-        print(f"WRONG: {problem}", file=sys.stderr)
-    return 1 if report["problems"] else 0
+    return command.run(_work)
+
+
+def _work() -> command.Report:
+    found, _ = parse_topics((BenchOptions,), prog="evaluate.py", description=__doc__)
+    options = found[BenchOptions]
+    _check(options)
+    with tempfile.TemporaryDirectory(prefix="bench-evaluate-", dir=options.work_dir) as folder:
+        report = _measure(options, Path(folder))
+    return command.Report(report, report["problems"], options.json)
 
 
 def _check(options: BenchOptions) -> None:
@@ -133,9 +126,7 @@ def _check(options: BenchOptions) -> None:
 
 def _measure(options: BenchOptions, folder: Path) -> dict[str, Any]:
     """All parts, printed as tables, and as they go into the JSON."""
-    load = os.getloadavg()[0]
-    if load > machine.cores() / 4:
-        print(f"load average {load:.1f}: others are at work on this machine, the figures will be noisy", file=sys.stderr, flush=True)
+    machine.warn_if_busy()
     report: dict[str, Any] = {"machine": machine.describe(ROOT, _versions(options.parts)), "options": asdict(options), "problems": []}
     for part in options.parts.split(","):
         runs, about = (_harness if part.startswith("lm-eval") else _backends)(options, folder, part)

@@ -7,7 +7,6 @@ python scripts/bench/loader.py --json out.json
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
+from scripts.bench import command, machine  # noqa: E402
 from scripts.bench import loader_figures as figures  # noqa: E402
-from scripts.bench import machine  # noqa: E402
 from scripts.bench.environment import environment, versions  # noqa: E402
 from scripts.bench.loader_shards import VOCAB_SIZE, Data, make_data, make_many  # noqa: E402
 
@@ -72,34 +71,25 @@ class Bench:
 
 def main() -> int:
     """Exit status 0; 1 when a reader failed or gave other tokens; 2 for bad options."""
-    try:
-        found, _ = parse_topics((BenchOptions,), prog="loader.py", description=__doc__)
-        options = found[BenchOptions]
-        parts = tuple(part for part in options.parts.split(",") if part)
-        problems = [f"--parts {part}: choose from {', '.join(PARTS)}" for part in parts if part not in PARTS]
-        problems += [f"--repeats {options.repeats}: give more than 0"] if options.repeats < 1 else []
-        if problems:
-            raise UserError(problems)
-        with tempfile.TemporaryDirectory(prefix="bench-loader-", dir=options.work_dir) as folder:
-            report = _measure(Bench(options, parts, Path(folder)))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for problem in report["problems"]:
-        print(f"WRONG: {problem}", file=sys.stderr)
-    return 1 if report["problems"] else 0
+    return command.run(_work)
+
+
+def _work() -> command.Report:
+    found, _ = parse_topics((BenchOptions,), prog="loader.py", description=__doc__)
+    options = found[BenchOptions]
+    parts = tuple(part for part in options.parts.split(",") if part)
+    problems = [f"--parts {part}: choose from {', '.join(PARTS)}" for part in parts if part not in PARTS]
+    problems += [f"--repeats {options.repeats}: give more than 0"] if options.repeats < 1 else []
+    if problems:
+        raise UserError(problems)
+    with tempfile.TemporaryDirectory(prefix="bench-loader-", dir=options.work_dir) as folder:
+        report = _measure(Bench(options, parts, Path(folder)))
+    return command.Report(report, report["problems"], options.json)
 
 
 def _measure(bench: Bench) -> dict[str, Any]:
     """All parts, printed as tables, and as they go into the JSON."""
-    load = os.getloadavg()[0]
-    if load > machine.cores() / 4:
-        print(f"load average {load:.1f}: others are at work on this machine, the figures will be noisy", file=sys.stderr, flush=True)
+    machine.warn_if_busy()
     report: dict[str, Any] = {"machine": machine.describe(ROOT, _versions(bench)), "problems": []}
     text = make_data(bench.folder / "text", bench.text_rows, ("txt", "json.gz"))
     many = make_data(bench.folder / "many", 8 * bench.text_rows, ("npy",))

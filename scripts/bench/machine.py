@@ -21,6 +21,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def warn_if_busy() -> None:
+    """Say on stderr where others are at work."""
+    load = os.getloadavg()[0]
+    if load > cores() / 4:
+        print(f"load average {load:.1f}: others are at work on this machine, the figures will be noisy", file=sys.stderr, flush=True)
+
+
 def describe(repository: Path, versions: Mapping[str, str]) -> dict[str, Any]:
     """For the JSON of a benchmark; `versions` of the packages that were used."""
     return {

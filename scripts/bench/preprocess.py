@@ -24,7 +24,7 @@ sys.path[0] = str(ROOT)
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 from open_lm.tokenizer import load_tokenizer  # noqa: E402
 from open_lm.tokens.memory import default_limit  # noqa: E402
-from scripts.bench import datatrove_peer, machine, our_run  # noqa: E402
+from scripts.bench import command, datatrove_peer, machine, our_run  # noqa: E402
 from scripts.bench import preprocess_figures as figures  # noqa: E402
 from scripts.bench.environment import cache_folder  # noqa: E402
 from scripts.bench.varied_corpus import Corpus, make_corpus, to_json  # noqa: E402
@@ -93,21 +93,14 @@ Competitor = Callable[[], Mapping[str, float]]
 
 def main() -> int:
     """Exit status 0; 1 when a run failed or made other tokens; 2 for bad options."""
-    try:
-        found, _ = parse_topics((BenchOptions,), prog="preprocess.py", description=__doc__)
-        with _bench(found[BenchOptions]) as bench:
-            report = _measure(bench)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    if bench.options.json:
-        Path(bench.options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for problem in report["checks"]["problems"]:
-        print(f"WRONG: {problem}", file=sys.stderr)
-    return 1 if report["checks"]["problems"] else 0
+    return command.run(_work)
+
+
+def _work() -> command.Report:
+    found, _ = parse_topics((BenchOptions,), prog="preprocess.py", description=__doc__)
+    with _bench(found[BenchOptions]) as bench:
+        report = _measure(bench)
+    return command.Report(report, report["checks"]["problems"], bench.options.json)
 
 
 @contextmanager
@@ -134,9 +127,7 @@ def _corpus(bench: Bench, megabytes: float) -> Corpus:
 
 def _measure(bench: Bench) -> dict[str, Any]:
     """All parts, printed as tables, and as they go into the JSON."""
-    load = os.getloadavg()[0]
-    if load > bench.workers / 4:
-        print(f"load average {load:.1f}: others are at work on this machine, the figures will be noisy", file=sys.stderr, flush=True)
+    machine.warn_if_busy()
     report: dict[str, Any] = {"machine": machine.describe(ROOT, _versions(bench.parts)), "workers": bench.workers}
     correct = Correct({}, 0, [])
     if set(bench.parts) - {"memory"}:
