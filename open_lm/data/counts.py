@@ -27,6 +27,8 @@ from open_lm.storage import atomic_write
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 4
+_VERSION = 2
+"""Of what a scan finds: version 1 counted no further than the first end mark of a shard."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _told(folder: str) -> dict[str, ShardCount]:
 
 def _cache_file(folder: str, key: str) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(f"{folder}\n{key}".encode()).hexdigest()
+    name = hashlib.sha256(f"{folder}\n{key}\n{_VERSION}".encode()).hexdigest()
     return root / "open_lm" / "counts" / f"{name[:32]}.json"
 
 

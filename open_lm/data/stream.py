@@ -1,8 +1,6 @@
-"""Tokens out of shards: from the front through webdataset, and any row by its place.
+"""Tokens out of shards: the samples from the front (`samples`), and any row by its place.
 
-From the front: `samples` is a webdataset pipeline (shards, opening, `tar_file_expander`) with our grouping, in which a repeated
-extension starts a new sample. By its place: `ShardReader` finds a row through the shard's index and reads that row's bytes only; a
-shard from elsewhere is fetched as a whole first.
+`ShardReader` finds a row through the shard's index and reads that row's bytes only; a shard from elsewhere is fetched as a whole first.
 """
 
 from __future__ import annotations
@@ -10,11 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -23,8 +19,10 @@ import numpy as np
 from open_lm.data.cache import CacheError, Wanted
 from open_lm.data.fetching import Fetcher
 from open_lm.data.places import Place, Remote, open_place
+from open_lm.shards import tar_stream
 from open_lm.shards.index import ShardIndex, read_index
 from open_lm.shards.members import MASKED, decode_member, split_name
+from open_lm.shards.tar_stream import TarStream, open_unpacked
 from open_lm.storage import StorageError
 
 _OPEN_FILES = 64
@@ -58,43 +56,11 @@ def samples(shards: Sequence[Place]) -> Iterator[Sample]:
         ValueError: not a tar file, naming it.
         OSError: can't be read.
     """
-    import webdataset
-
-    places = {str(shard): shard for shard in shards}  # a local file may have the name of a command
-    stages = (
-        webdataset.SimpleShardList([str(s) for s in shards]),
-        partial(_opened, places),
-        webdataset.tariterators.tar_file_expander,
-        _grouped,
-    )
-    try:
-        yield from webdataset.DataPipeline(*stages)
-    except tarfile.TarError as error:  # webdataset appends the url
-        raise ValueError(f"{error.args[-1]}: is not a tar file, or not a whole one: {error.args[0]}") from None
-
-
-def _opened(places: Mapping[str, Place], sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    # webdataset's own opener hands some urls to a shell
-    for source in sources:
-        with open_place(places[source["url"]]) as stream:
-            yield {**source, "stream": stream}
-
-
-def _grouped(members: Iterable[dict[str, Any]]) -> Iterator[Sample]:
-    current: Sample | None = None
-    for member in members:
-        split = split_name(member["fname"]) if member else ("", "")  # an empty member ends a shard
-        if split is None:
-            continue
-        base, extension = split
-        if current is not None and (base != current.base or extension in current.members):
-            yield current
-            current = None
-        if member:
-            current = current or Sample(member["__url__"], base, {})
-            current.members[extension] = member["data"]
-    if current is not None:
-        yield current
+    for shard in shards:
+        with open_place(shard) as file:
+            for sample in tar_stream.samples(TarStream(file, str(shard))):
+                base = cast(tuple[str, str], split_name(next(iter(sample.values())).name))[0]
+                yield Sample(str(shard), base, {extension: member.data for extension, member in sample.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +257,7 @@ class ShardReader:
     def _bytes(self, shard: ShardFile, offset: int, size: int) -> bytes:
         file = self._files.find(shard)
         if file is None:
-            file = self._files.put(shard, self._here(shard, lambda path: os.open(path, os.O_RDONLY)))
+            file = self._files.put(shard, self._here(shard, open_unpacked))
         data = os.pread(file, size, offset)
         if len(data) != size:
             raise DamagedShardError(

@@ -1,13 +1,10 @@
-"""Tar files of members: a writer whose bytes depend on the content alone, and a walk over the headers of a local file."""
+"""Tar files of members, written: their bytes depend on the content alone."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -147,31 +144,3 @@ def _regroup(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         rest, held = [chunk[stop:].copy()], len(chunk) - stop
     if rest:
         yield np.concatenate(rest)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A regular file inside a tar: its name, and where its data lie in bytes from the start."""
-
-    name: str
-    offset: int
-    size: int
-
-
-def walk_headers(path: Path) -> Iterator[Member]:
-    """The members of a local tar, reading headers only.
-
-    Raises:
-        ValueError: not a tar, or a truncated one.
-    """
-    total = os.path.getsize(path)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.isreg():
-                    if info.offset_data + info.size > total:
-                        raise ValueError(f"{path}: ends inside its member {info.name}; the file is not whole")
-                    yield Member(info.name, info.offset_data, info.size)
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-    except tarfile.TarError as error:
-        raise ValueError(f"{path}: is not a tar file: {error}") from None

@@ -1,13 +1,16 @@
+import gzip
 import hashlib
 import io
+import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from open_lm.shards.index import list_members
 from open_lm.shards.tar import write_shard
-from open_lm.shards.tar_stream import Member, TarStream, samples
+from open_lm.shards.tar_stream import Member, TarStream, open_tar, samples
 
 MEMBERS = [("a.txt", b""), ("b.txt", b"x" * 513), ("c.txt", b"y"), ("d.txt", b"z" * 1024)]
 
@@ -56,15 +59,64 @@ def test_a_large_size_in_base_256_is_understood() -> None:
     assert read(bytes(data)) == [("a.txt", b"hello")]
 
 
-def test_a_cut_tar_is_an_error_wherever_it_is_cut_but_after_a_member() -> None:
+def read_both(data: bytes, folder: Path) -> list[Member]:
+    """What the stream and the header walk of a local file find, or the error that both give."""
+    path = folder / "s.tar"
+    path.write_bytes(data)
+    try:
+        found = read(data)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error).removeprefix("s.tar: ").partition(" >> ")[0])):
+            list(list_members(path))
+        raise
+    assert [(name, size) for name, _, size in list_members(path)] == [(member.name, len(member.data)) for member in found]
+    with open_tar(path) as file:
+        plain = file.read()
+    assert [plain[at : at + size] for _, at, size in list_members(path)] == [member.data for member in found]
+    return found
+
+
+def test_a_cut_tar_is_an_error_wherever_it_is_cut(tmp_path: Path) -> None:
     data = tar(MEMBERS)
-    ends = {512: MEMBERS[:1], 2048: MEMBERS[:2], 3072: MEMBERS[:3], 4608: MEMBERS}
-    for size in range(0, 4608, 128):
-        if size in ends:
-            assert read(data[:size]) == ends[size]
-        else:
-            with pytest.raises(ValueError, match=r"s\.tar: .*(is not whole|is not a tar file)"):
-                read(data[:size])
+    assert read_both(data[:4609], tmp_path) == read_both(data, tmp_path) == MEMBERS  # the end mark has begun
+    for size in range(0, 4609, 128):
+        with pytest.raises(ValueError, match=r"s\.tar: .*(is not whole|is not a tar file|ends without the end mark)"):
+            read_both(data[:size], tmp_path)
+    with pytest.raises(ValueError, match=r"ends without the end mark .* head -c 1024 /dev/zero >> s\.tar"):
+        read(data[:4608])
+
+
+def test_tars_that_were_joined_are_read_as_one(tmp_path: Path, shared: Path) -> None:
+    other = tar([("e.txt", b"5")])
+    empty = tar([])
+    whole = read_both(empty + tar(MEMBERS) + empty + other + other, tmp_path)
+    assert whole == [*MEMBERS, ("e.txt", b"5"), ("e.txt", b"5")]
+    case = (shared / "data/cases/two_tars_joined_12_samples.tar").read_bytes()
+    assert len(read_both(case, tmp_path)) == 12
+    with pytest.raises(ValueError, match="is not whole"):
+        read_both(tar(MEMBERS) + other[:900], tmp_path)
+
+
+@pytest.mark.parametrize("behind", [b"x", b"garbage" * 200, b"\0" * 2048 + b"y", b"\x1f\x8b" * 300])
+def test_bytes_behind_the_end_are_an_error(behind: bytes, tmp_path: Path) -> None:
+    data = tar(MEMBERS)
+    with pytest.raises(ValueError, match=rf"s\.tar: has bytes behind its end, from byte {len(data) + len(behind) // 2049 * 2048} on"):
+        read_both(data + behind, tmp_path)
+
+
+def test_a_file_of_its_full_size_whose_download_was_cut_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds nothing but zeros from byte 4608 on; it is not whole"):
+        read_both(tar(MEMBERS)[:4608] + bytes(2 << 20), tmp_path)
+
+
+def test_a_gzipped_tar_is_read_and_a_cut_or_damaged_one_an_error(tmp_path: Path) -> None:
+    packed = gzip.compress(tar(MEMBERS)) + gzip.compress(tar([("e.txt", b"5")]))
+    assert read_both(packed, tmp_path) == [*MEMBERS, ("e.txt", b"5")]
+    stream = TarStream(io.BytesIO(packed), "s.tar")
+    assert len(list(stream)) == 5 and (stream.size, stream.sha256) == (len(packed), hashlib.sha256(packed).hexdigest())
+    for damaged in (packed[:-20], packed[:60] + b"xyz" + packed[63:], packed + b"garbage"):
+        with pytest.raises(ValueError, match=r"s\.tar: is a gzipped tar that is cut or damaged"):
+            read_both(damaged, tmp_path)
 
 
 def test_a_header_with_any_wrong_byte_is_an_error() -> None:
