@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import re
@@ -87,7 +86,7 @@ def list_files(pattern: str) -> list[Stored]:
 
     Raises:
         FileNotFoundError: a name that is neither a file nor a folder.
-        StorageError, ValueError: the storage can't be asked.
+        StorageError, ValueError: the storage can't be asked; a link that leads nowhere.
     """
     if not is_remote(pattern) and local_path(pattern).exists():
         return _one_local(pattern)
@@ -159,6 +158,8 @@ def _one_local(name: str) -> list[Stored]:
         return _local_below(str(path))
     if name.endswith("/"):
         return []
+    if path.is_symlink():
+        _looked_at(str(path))
     return [stat(name)]
 
 
@@ -171,13 +172,21 @@ def _local(path: Path, url: str) -> Stored:
 
 def _local_files(paths: Iterable[str]) -> list[Stored]:
     """Those of some paths that are files, sorted; one look at each, since there may be a million."""
-    found = []
-    for path in sorted(paths):
-        with contextlib.suppress(FileNotFoundError):  # a link to nothing
-            status = os.stat(path)  # noqa: PTH116 (a Path costs more than the look)
-            if S_ISREG(status.st_mode):
-                found.append(Stored(path, status.st_size, str(status.st_mtime_ns)))
-    return found
+    found = ((path, _looked_at(path)) for path in sorted(paths))
+    return [Stored(path, look.st_size, str(look.st_mtime_ns)) for path, look in found if look and S_ISREG(look.st_mode)]
+
+
+def _looked_at(path: str) -> os.stat_result | None:
+    """What a listed path is; None for one that is gone since. Raises ValueError for a link that leads nowhere."""
+    try:
+        return os.stat(path)  # noqa: PTH116 (a Path costs more than the look)
+    except OSError as error:
+        if Path(path).is_symlink():
+            target = os.readlink(path)  # noqa: PTH115
+            raise ValueError(f"{path}: is a link to {target}, which can't be opened; mend or remove the link") from None
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
 
 
 def _local_below(folder: str) -> list[Stored]:
@@ -192,12 +201,10 @@ def _local_below(folder: str) -> list[Stored]:
             continue
         seen.add((identity.st_dev, identity.st_ino))
         with os.scandir(here) as entries:
-            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-        waiting += [entry.path for entry in reversed(visible) if entry.is_dir()]
-        for entry in visible:
-            if entry.is_file():
-                status = entry.stat()
-                found.append(Stored(entry.path, status.st_size, str(status.st_mtime_ns)))
+            visible = sorted(entry.path for entry in entries if not entry.name.startswith("."))
+        looks = {path: _looked_at(path) for path in visible}
+        waiting += [path for path in reversed(visible) if (look := looks[path]) and S_ISDIR(look.st_mode)]
+        found += [Stored(path, look.st_size, str(look.st_mtime_ns)) for path, look in looks.items() if look and S_ISREG(look.st_mode)]
     return sorted(found, key=lambda stored: stored.url)
 
 

@@ -79,7 +79,8 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path, caplog: pytest.LogCaptu
     ("pattern", "problem"),
     [
         ("*.jsonl.zst", "no file matches"),
-        ("missing.jsonl", "no file matches"),
+        ("missing.jsonl", "no file matches; check"),
+        ("{a,missing}.jsonl", r"no file matches .*/missing\.jsonl; check"),
         ("a.jsonl::b.jsonl", "no file matches"),
         ("table.csv", "unknown kind of file; known are .jsonl"),
         ("*.csv", "unknown kind of file; known are .jsonl"),
@@ -94,6 +95,17 @@ def test_bad_inputs_are_one_line_errors(tmp_path: Path, pattern: str, problem: s
     with pytest.raises(ValueError, match=problem) as error:
         list_inputs([f"{tmp_path}/{pattern}"])
     assert str(error.value).startswith("--input-files ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["nothing", "b.jsonl"])
+def test_a_link_that_leads_nowhere_is_an_error_in_a_folder_and_a_glob(tmp_path: Path, target: str) -> None:
+    make(tmp_path, "in/a.jsonl")
+    (tmp_path / "in/b.jsonl").symlink_to(target)
+    for pattern in ("in", "in/*.jsonl", "**/*.jsonl", "in/{a,b}.jsonl"):
+        with pytest.raises(
+            ValueError, match=r"^--input-files .*b\.jsonl: is a link to [\w.]+, which can't be opened; mend or remove the link$"
+        ):
+            list_inputs([f"{tmp_path}/{pattern}"])
 
 
 def test_an_empty_name_and_unannounced_standard_input_are_errors() -> None:

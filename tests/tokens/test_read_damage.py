@@ -88,11 +88,38 @@ def test_damaged_data_is_an_error_that_says_where(tmp_path: Path, extension: str
     assert "data is damaged after byte " in problem(path)
 
 
-@pytest.mark.parametrize(("extension", "whole"), [(".zst", streamed(lines("a"))), (".gz", gzip.compress(lines("a"), mtime=0))])
-def test_garbage_behind_the_data_is_an_error(tmp_path: Path, extension: str, whole: bytes) -> None:
+@pytest.mark.parametrize(
+    ("extension", "name", "whole"), [(".zst", "zstd", streamed(lines("a"))), (".gz", "gzip", gzip.compress(lines("a"), mtime=0) + bytes(9))]
+)
+def test_bytes_behind_the_data_are_an_error_that_says_where_they_begin(tmp_path: Path, extension: str, name: str, whole: bytes) -> None:
     path = tmp_path / f"a.jsonl{extension}"
     path.write_bytes(whole + b"garbage")
-    assert "data is damaged after byte 0 " in problem(path)
+    assert f"has bytes behind its {name} data, from byte {len(whole)} of the file on; fetch it again, or cut them off" in problem(path)
+
+
+@pytest.mark.parametrize("extension", [".gz", ".zst", ".parquet"])
+def test_a_compressed_file_of_no_bytes_is_an_error(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a{extension if extension == '.parquet' else '.jsonl' + extension}"
+    path.write_bytes(b"")
+    assert "fetch it again" in problem(path)
+    with pytest.raises(ValueError, match="fetch it again"), Reader("text") as reader:
+        reader.ended(Part(input_file(str(path)), 0, 1))
+
+
+def test_damage_is_told_after_what_was_read_of_the_text(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.jsonl.gz", gzip.compress(lines(noise(3_000, 1)))
+    path.write_bytes(gzip.compress(lines(noise())) + whole[:20] + b"xyz" + whole[23:])
+    assert f"is damaged after byte {len(lines(noise()))} of its text" in problem(path)
+
+
+@pytest.mark.parametrize("whole", [b'[{"text": "a"},\n{"text": "b"}]', b'\xef\xbb\xbf[\r\n  {"text": "a"}\n]', b' [ {"text": "a"}]'])
+def test_a_file_that_is_one_array_is_an_error_that_says_so(tmp_path: Path, whole: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(whole)
+    assert "is one JSON array over the whole file, where each line is to be an object; make lines of it (jq -c '.[]'" in problem(
+        tmp_path / "a.json"
+    )
+    (tmp_path / "b.json").write_bytes(b'{\n  "text": "a"\n}\n')
+    assert "is one JSON value over the whole file" in problem(tmp_path / "b.json")
 
 
 def test_zstd_that_needs_a_dictionary_is_an_error(tmp_path: Path) -> None:

@@ -126,10 +126,13 @@ def _matching(pattern: str, skipped: list[str]) -> list[InputFile]:
 def _listed(pattern: str) -> list[Stored]:
     try:
         return storage.list_files(pattern) if pattern else []
-    except FileNotFoundError:
-        return []
+    except FileNotFoundError as error:
+        missing = str(error.filename or error)
+        raise ValueError(f"--input-files {pattern}: no file matches{f' {missing}' * (missing != pattern)}; check the path") from None
     except OSError as error:
         raise _unlisted(pattern, error) from None
+    except ValueError as error:  # a link that leads nowhere, or a web server, which lists nothing
+        raise ValueError(f"--input-files {error}") from None
 
 
 def _unlisted(pattern: str, error: OSError) -> Exception:

@@ -5,6 +5,7 @@ A batch holds about 2 Mi characters or 20,000 documents. Memory: a batch, one re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 
@@ -22,6 +23,8 @@ __all__ = ["STDIN", "Batch", "Reader", "Refused", "place_of", "spool_stdin"]
 _CHARACTERS = 2 << 20
 _DOCUMENTS = 20_000
 _BOM = b"\xef\xbb\xbf"
+_ONE_VALUE = re.compile(rb"\s*(\[\s*(\{|$)|\{\s*$)")
+"""The first line of a file that is one array of objects, or one object written over several lines."""
 
 
 class Reader:
@@ -101,6 +104,12 @@ class Reader:
             starts = _starts(start, lines)
             if start == 0 and lines:
                 lines[0] = lines[0].removeprefix(_BOM)
+                if _ONE_VALUE.match(lines[0]):
+                    what, how = ("array", ".[]") if lines[0].lstrip().startswith(b"[") else ("value", ".")
+                    raise ValueError(
+                        f"--input-files {part.file.path}: is one JSON {what} over the whole file, where each line is to be an object; "
+                        f"make lines of it (jq -c '{how}' gives them) and name these .jsonl"
+                    )
             yield source, starts, lines
         source.check_unchanged()
 

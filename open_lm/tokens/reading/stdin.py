@@ -36,9 +36,11 @@ def spool_stdin(folder: str | Path, stream: IO[bytes] | None = None) -> InputFil
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
     target = Path(folder) / _NAME
     with atomic_write(target) as out:
-        while frame := _read_whole(source, FRAME_BYTES):
+        frame = _read_whole(source, FRAME_BYTES)
+        while frame or not out.tell():  # nothing is one frame as well
             checksum.update(frame)
             out.write(compressor.compress(frame))
+            frame = _read_whole(source, FRAME_BYTES)
     return InputFile(str(target), target.stat().st_size, "lines", "zst", CONTENT + checksum.hexdigest())
 
 

@@ -96,7 +96,7 @@ class ZstdStream:
             data = self._reader.read(size)
         except zstandard.ZstdError as error:
             raise ValueError(self._damage(error)) from None
-        if not data and not self._scan.ends_at(self._source.position):
+        if not data and not (self._source.position and self._scan.ends_at(self._source.position)):
             raise ValueError(f"--input-files {self._name}: ends in the middle of its zstd data; fetch it again")
         self.position += len(data)
         return data
@@ -115,6 +115,8 @@ class ZstdStream:
     def _damage(self, error: Exception) -> str:
         if self._scan.lost and self._scan.frame[0] == 0:
             return f"--input-files {self._name}: is not zstd data; name it for what it is"
+        if self._scan.lost:
+            return _behind(self._name, "zstd", self._scan.frame[0])
         what = str(error).removeprefix("zstd decompress error: ")
         return f"--input-files {self._name}: its zstd data is damaged after byte {self.position} of its text ({what}); fetch it again"
 
@@ -131,16 +133,16 @@ class GzipStream:
         self._file, self._name = file, name
         self._member: zlib._Decompress | None = None
         self._stored = b""
+        self._stored_end = 0
         self._first = True
         self.position = 0
 
     def read(self, size: int) -> bytes:
         pieces: list[bytes] = []
-        wanted = size
-        while wanted and (piece := self._piece(wanted)):
+        end = self.position + size
+        while self.position < end and (piece := self._piece(end - self.position)):
             pieces.append(piece)
-            wanted -= len(piece)
-        self.position += size - wanted
+            self.position += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def go_to(self, target: int) -> None:
@@ -154,7 +156,7 @@ class GzipStream:
                 self._stored = self._stored.lstrip(b"\0")
                 if not self._stored and not ended:
                     continue
-            if ended and self._member is None:
+            if ended and self._member is None and not self._first:
                 return b""
             self._member = self._member or zlib.decompressobj(_GZIP)
             try:
@@ -173,12 +175,19 @@ class GzipStream:
     def _refill(self) -> bool:
         """Get stored bytes; False when there are none left."""
         self._stored = self._file.read(_STORED_READ)
+        self._stored_end += len(self._stored)
         return bool(self._stored)
 
     def _damage(self, error: Exception) -> str:
-        if self._first and not self.position and "incorrect header" in str(error):
-            return f"--input-files {self._name}: is not gzip data; name it for what it is"
+        if "incorrect header" in str(error):
+            if self._first:
+                return f"--input-files {self._name}: is not gzip data; name it for what it is"
+            return _behind(self._name, "gzip", self._stored_end - len(self._stored))
         return f"--input-files {self._name}: its gzip data is damaged after byte {self.position} of its text ({error}); fetch it again"
+
+
+def _behind(name: str, kind: str, stored: int) -> str:
+    return f"--input-files {name}: has bytes behind its {kind} data, from byte {stored} of the file on; fetch it again, or cut them off"
 
 
 def _read_over(stream: TextStream, target: int) -> None:
