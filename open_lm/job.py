@@ -130,9 +130,9 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     batch = problems.attempt(global_batch_size, params.batch, world.size)
     # files are looked at even where model or batch are wrong, so that all mistakes are told at once
     sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
-    streams = params.data.data_streams or (resumed[1].plan.get("streams") if resumed else None)
-    asked = replace(params.data, data_streams=streams)
-    data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, **sizes)
+    saved = resumed[1].plan if resumed else {}
+    asked = replace(params.data, data_streams=params.data.data_streams or saved.get("streams"))
+    data = problems.attempt(build_train_data, asked, global_batch_size=batch or world.size, saved=saved, **sizes)
     access = problems.attempt(access_of, params.data)
     validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
     length = lineage = masks = tasks = None

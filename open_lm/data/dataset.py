@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +19,11 @@ from open_lm.data.sources import (
     ShardSource,
     bytes_per_token,
     check_tokenizers,
+    join_shards,
     list_manifest,
     list_pattern,
     open_source,
+    shown,
     with_counts,
 )
 from open_lm.params.data import DataParams, ValidationParams
@@ -117,6 +120,9 @@ class TrainData:
                 f"data: {source.name}: {len(planned.shard_names)} shards, {planned.total} rows, {share}/{BLOCK} of every batch on average"
             )
             line += f", {dropped} tokens of a pass fill no row" if dropped else ""
+            if source.repeated:
+                some = f"{len(source.repeated)} shards are" if len(source.repeated) > 1 else "a shard is"
+                line += f"; {some} named more than once ({source.repeated[0]}) and read as often in every pass"
             lines.append(line + ("" if source.tokenizer else f"; no tokenizer beside it, '<|endoftext|>' is id {source.files.eot_id}"))
         lines += local_lines(tuple(source.files for source in self.sources), self.plan.seq_len)
         if isinstance(self.rows, PlannedRows) and self.rows.access.cache:
@@ -131,7 +137,10 @@ def problems(params: DataParams) -> list[str]:
     found, names = [], params.train_data or params.dataset_manifest
     weights = params.train_data_mix_weights
     if weights and len(weights) != len(names):
-        found.append(f"--train-data-mix-weights: {len(weights)} weights for {len(names)} sources; give one each")
+        found.append(
+            f"--train-data-mix-weights: {len(weights)} weights for {len(names)} sources; give one each"
+            + ("; a glob in quotes is one source" if join_shards(names) != names else "")
+        )
     return found + _factor_problems(params, sum(len(split_parts(name)) for name in names))
 
 
@@ -151,7 +160,19 @@ def _factor_problems(params: DataParams, parts: int) -> list[str]:
     return found + [f"{name} {f}: must be positive" for f in factors if not 0 < f < float("inf")]
 
 
-def build_train_data(params: DataParams, *, seq_len: int, vocab_size: int, global_batch_size: int) -> TrainData:
+def source_patterns(params: DataParams, saved: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The sources that options name. Single shards of a folder are one source, unless weights or manifests are given for each of them.
+
+    saved: the plan of a run that goes on; one that was begun with a source for each name (by version 0.3 and before) stays so.
+    """
+    names = params.train_data or params.dataset_manifest
+    apart = params.train_data_mix_weights or params.dataset_manifest or len((saved or {}).get("sources", ())) == len(names)
+    return names if apart else join_shards(names)
+
+
+def build_train_data(
+    params: DataParams, *, seq_len: int, vocab_size: int, global_batch_size: int, saved: Mapping[str, Any] | None = None
+) -> TrainData:
     """Open the sources and make the plan.
 
     Args:
@@ -159,6 +180,7 @@ def build_train_data(params: DataParams, *, seq_len: int, vocab_size: int, globa
         seq_len: tokens of a row less one.
         vocab_size: ids from here on are an error.
         global_batch_size: the default number of streams.
+        saved: the description of the plan of a run that goes on.
 
     Raises:
         UserError: with every problem found.
@@ -171,7 +193,7 @@ def build_train_data(params: DataParams, *, seq_len: int, vocab_size: int, globa
         description = {"seed": params.seed, "seq_len": seq_len, "vocab_size": vocab_size, "sources": []}
         return TrainData(SyntheticRows(params.seed, seq_len, vocab_size), None, (), streams, None, description)
     access = access_of(params)
-    sources = _open_sources(params, seq_len, access)
+    sources = _open_sources(params, source_patterns(params, saved), seq_len, access)
     plan = make_plan(params, sources, seq_len, streams)
     tokenizer = next((s.tokenizer for s in sources if s.tokenizer), None)
     description = {**plan.describe(), "tokenizer_sha256": tokenizer.sha256 if tokenizer else None}
@@ -180,13 +202,13 @@ def build_train_data(params: DataParams, *, seq_len: int, vocab_size: int, globa
     return TrainData(PlannedRows(plan, files, vocab_size, access), plan, sources, streams, tokenizer, description)
 
 
-def _open_sources(params: DataParams, seq_len: int, access: Access) -> tuple[ShardSource, ...]:
+def _open_sources(params: DataParams, names: Sequence[str], seq_len: int, access: Access) -> tuple[ShardSource, ...]:
     """Every source; their problems are gathered."""
     tokenizer = load_tokenizer(params.tokenizer) if params.tokenizer else None
     flag = "--train-data" if params.train_data else "--dataset-manifest"
     found: list[str] = []
     sources: list[ShardSource] = []
-    for index, name in enumerate(params.train_data or params.dataset_manifest):
+    for index, name in enumerate(names):
         try:
             listing = list_pattern(flag, name, access) if params.train_data else list_manifest(flag, name, access.lose_shards)
             if params.train_data and params.dataset_manifest:
@@ -195,7 +217,7 @@ def _open_sources(params: DataParams, seq_len: int, access: Access) -> tuple[Sha
             opened = open_source(flag, listing, seq_len=seq_len, key=key, tokenizer=tokenizer, scan_remote=scan, lose_shards=lose)
             sources.append(opened)
         except (ValueError, OSError) as error:
-            found.append(_with_flag(flag, name, error))
+            found.append(_with_flag(flag, shown(name), error))
     if found:
         raise UserError(found)
     check_tokenizers(sources)
@@ -258,6 +280,8 @@ def build_validation_data(
         key = keys[min(index, len(keys) - 1)] if keys else None
         try:
             listing: Listing = list_pattern("--val-data", name, access)
+            if listing.repeated:
+                raise ValueError(f"--val-data {listing.name}: names {listing.repeated[0]} twice; name each shard once")
             source = open_source("--val-data", listing, seq_len=seq_len, key=key, tokenizer=known, scan_remote=access.scan_remote)
         except (ValueError, OSError) as error:
             found.append(_with_flag("--val-data", name, error))

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from open_lm import storage
-from open_lm.data.dataset import TrainData, build_train_data
+from open_lm.data.dataset import TrainData, build_train_data, source_patterns
 from open_lm.data.documents import Documents, Piece
 from open_lm.data.history import RunHistory, fetch_history, read_history
 from open_lm.data.places import split_parts
 from open_lm.data.plan import differences, fingerprint
+from open_lm.data.sources import shown
 from open_lm.params.data import DataParams
 from open_lm.params.fields import UserError
 from open_lm.shards.index import ShardIndex, list_members, read_index
@@ -214,10 +215,10 @@ class RunData:
             size = self.history.span(1)[1] if saved is None else 1
             sizes = {"seq_len": saved["seq_len"] if saved else self.history.seq_len, "vocab_size": self.history.vocab_size}
             try:
-                data = build_train_data(self._as_here(params, saved), global_batch_size=size, **sizes)
+                data = build_train_data(self._as_here(params, saved), global_batch_size=size, saved=saved, **sizes)
             except UserError as error:
                 raise UserError([f"{self._name}: the data of the run can't be opened: {problem}" for problem in error.problems]) from None
-            names = params.train_data or params.dataset_manifest
+            names = tuple(map(shown, source_patterns(params, saved)))
             notes = (*self._compare(data, saved, number), *_about_masks(params))
             self._opened[first] = _Opened(first, stop, data, names, notes, fingerprint(saved or data.description)[:12])
         return self._opened[first]

@@ -1,12 +1,14 @@
 """The shards that a run reads: from patterns and manifests to places with their counts, lengths and tokenizer.
 
-A source is one `--train-data` (parts joined by `::`) or one `--dataset-manifest`. All its sequences have the length of its first.
+A source is one `--train-data` (parts joined by `::`), all shards of a folder that are named one by one, or one `--dataset-manifest`.
+All its sequences have the length of its first.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from open_lm import storage
 from open_lm.data import counts, stream
 from open_lm.data.access import Access
 from open_lm.data.counts import ShardCount
-from open_lm.data.places import Place, Remote, folder_of, is_elsewhere, place_of, split_parts
+from open_lm.data.places import Place, Remote, folder_of, is_elsewhere, open_place, place_of, split_parts
 from open_lm.shards.index import token_extension
 from open_lm.shards.manifest import MANIFEST, read_manifest, shard_url
 from open_lm.shards.members import decode_member
@@ -27,6 +29,7 @@ from open_lm.tokenizer import Tokenizer, load_tokenizer
 OPENLM_EOT_ID = 0
 """What `'<|endoftext|>'` means without a tokenizer: its id in GPT-NeoX-20B, whose shards OpenLM writes with this string."""
 _MANY = 1000
+_LOOK = 1 << 16
 _TRIED = 16
 """Shards that are looked into for one that can be read."""
 
@@ -40,44 +43,87 @@ class ShardSource:
         files: its shards, in order.
         parts: int64 [shards], the `::` part that each belongs to.
         tokenizer: the one beside the shards or given by the user, None where there is none.
+        repeated: shards that are named more than once.
     """
 
     name: str
     files: stream.ShardFiles
     parts: np.ndarray
     tokenizer: Tokenizer | None
+    repeated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The shards of a source before any is opened; `counts` where a manifest names them, `stored` where their folder was listed."""
+    """The shards of a source before any is opened; `counts` of those that a manifest names, `stored` where their folder was listed."""
 
     name: str
     shards: tuple[Place, ...]
     parts: tuple[int, ...]
-    counts: tuple[ShardCount, ...] | None = None
-    stored: tuple[storage.Stored | None, ...] | None = None
+    counts: tuple[ShardCount | None, ...]
+    stored: tuple[storage.Stored | None, ...]
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """Shards that are named more than once."""
+        return tuple(name for name, count in Counter(map(str, self.shards)).items() if count > 1)
 
 
 _Found = list[tuple[Place, storage.Stored | None]]
 
 
+def join_shards(names: Sequence[str]) -> tuple[str, ...]:
+    """Sources, from names: shards of one folder that are named one by one, as the shell does with a glob, are one, joined by `::`."""
+    groups: dict[str, list[str]] = {}
+    for number, name in enumerate(names):
+        groups.setdefault(storage.parent(name) if _is_one_shard(name) else f"\0{number}", []).append(name)
+    return tuple("::".join(group) for group in groups.values())
+
+
+def _is_one_shard(name: str) -> bool:
+    return name.endswith(".tar") and not any(mark in name for mark in ("*", "?", "[", "{", "::")) and not name.startswith("pipe:")
+
+
+def shown(source: str) -> str:
+    """A source for people: of many shards of one folder the first and the last."""
+    parts = split_parts(source)
+    if len(parts) < 3 or join_shards(parts) != (source,):
+        return source
+    return f"{parts[0]} to {parts[-1].rpartition('/')[2]} ({len(parts)} shards)"
+
+
 def list_pattern(flag: str, pattern: str, access: Access | None = None) -> Listing:
-    """The shards of `a::b`, each part a brace pattern or glob, local or behind an url, or `pipe:` and a command.
+    """The shards of `a::b`, each part a brace pattern or glob of shards or manifests, local or behind an url, or `pipe:` and a command.
 
     Raises:
         ValueError: no file matches, or a command without --allow-pipe.
         OSError: the store can't be asked.
     """
-    found: _Found = []
-    parts: list[int] = []
+    access, name = access or Access(), shown(pattern)
+    found: list[tuple[Place, int, ShardCount | None, storage.Stored | None]] = []
     for index, part in enumerate(split_parts(pattern)):
-        here = _list_part(flag, pattern, part, access or Access())
+        here = _list_part(flag, name, part, access)
         if not here:
-            raise ValueError(f"{flag} {pattern}: no file matches {part!r}; give brace patterns or globs of .tar files")
-        found += here
-        parts += [index] * len(here)
-    return Listing(pattern, tuple(place for place, _ in found), tuple(parts), stored=tuple(stored for _, stored in found))
+            raise ValueError(f"{flag} {name}: no file matches {part!r}; give brace patterns or globs of .tar files")
+        for place, stored in here:
+            if _is_manifest(place):
+                found += [(shard, index, count, None) for shard, count in _named_by(flag, name, str(place), access.lose_shards)]
+            else:
+                found.append((place, index, None, stored))
+    places, parts, told, listed = zip(*found)
+    return Listing(name, places, parts, told, listed)
+
+
+def _is_manifest(place: Place) -> bool:
+    """Whether a file that isn't named .tar begins with the line of a manifest."""
+    if place.name.endswith(".tar") or (isinstance(place, Remote) and place.is_pipe):
+        return False
+    try:
+        with open_place(place) as file:
+            line = json.loads(file.read(_LOOK).partition(b"\n")[0])
+    except (OSError, ValueError):  # no manifest, or nothing that can be read, which is told when it is read as a shard
+        return False
+    return isinstance(line, dict) and "shard" in line
 
 
 def _list_part(flag: str, pattern: str, part: str, access: Access) -> _Found:
@@ -92,6 +138,8 @@ def _list_part(flag: str, pattern: str, part: str, access: Access) -> _Found:
     if absent is not None and absent.is_dir():
         raise ValueError(f"{flag} {pattern}: {absent} is a folder; give {absent}/*.tar")
     if absent is not None and not access.lose_shards:
+        if absent.is_symlink():
+            raise ValueError(f"{flag} {pattern}: {absent} is a link that leads nowhere; mend or remove it")
         raise ValueError(f"{flag} {pattern}: no file {absent}; check the pattern and its first and last number")
     return [(shard, None) for shard in found]
 
@@ -141,12 +189,18 @@ def list_manifest(flag: str, place: str, lose_shards: bool = False) -> Listing:
         ValueError: no such manifest, or it names a local file that is not there, unless shards may be lost.
     """
     manifest = place if place.endswith(".jsonl") or not _is_folder(place) else storage.join(place, MANIFEST)
-    entries = read_manifest(manifest)
-    shards = tuple(place_of(shard_url(manifest, entry)) for entry in entries)
+    shards, told = zip(*_named_by(flag, place, manifest, lose_shards))
+    return Listing(place, shards, (0,) * len(shards), told, (None,) * len(shards))
+
+
+def _named_by(flag: str, name: str, manifest: str, lose_shards: bool) -> list[tuple[Place, ShardCount]]:
+    """The shards that a manifest names."""
+    entries = read_manifest(manifest, flag)
+    shards = [place_of(shard_url(manifest, entry)) for entry in entries]
     absent = None if lose_shards else _first_absent([shard for shard in shards if isinstance(shard, Path)])
     if absent is not None:
-        raise ValueError(f"{flag} {place}: names {absent}, which is not there; a manifest lies beside its shards")
-    return Listing(place, shards, (0,) * len(shards), tuple(counts.of_entry(entry) for entry in entries))
+        raise ValueError(f"{flag} {name}: names {absent}, which is not there; a manifest lies beside its shards")
+    return [(shard, counts.of_entry(entry)) for shard, entry in zip(shards, entries)]
 
 
 def _is_folder(place: str) -> bool:
@@ -192,7 +246,9 @@ def open_source(
         first = _first_sample(listing.shards, lose_shards)
         key = key or token_extension(first.members, first.shard)
         tokenizer = tokenizer or _tokenizer_beside(listing.shards[0])
-        known = listing.counts or tuple(counts.count_shards(listing.shards, key, scan_remote))
+        unknown = [shard for shard, count in zip(listing.shards, listing.counts) if count is None]
+        counted = iter(counts.count_shards(unknown, key, scan_remote) if unknown else ())
+        known = [count or next(counted) for count in listing.counts]
         tokens = _length(first, key, tokenizer.eot_id if tokenizer else OPENLM_EOT_ID)
         for shard, count in zip(listing.shards, known):
             if count.tokens_per_sequence not in (None, tokens):
@@ -211,11 +267,10 @@ def open_source(
         raise ValueError(f"{flag} {listing.name}: holds no sequence")
     sequences = np.array([c.sequences for c in known], dtype=np.int64)
     eot_id = tokenizer.eot_id if tokenizer else OPENLM_EOT_ID
-    stored = listing.stored or (None,) * len(known)
-    sizes = tuple(s.size if c.bytes is None and s else c.bytes for c, s in zip(known, stored))
-    sums, stamps = tuple(c.sha256 for c in known), tuple(s.stamp if s else "" for s in stored)
+    sizes = tuple(s.size if c.bytes is None and s else c.bytes for c, s in zip(known, listing.stored))
+    sums, stamps = tuple(c.sha256 for c in known), tuple(s.stamp if s else "" for s in listing.stored)
     files = stream.ShardFiles(listing.shards, key, sequences, sizes, tokens, eot_id, sums, stamps)
-    return ShardSource(listing.name, files, np.array(listing.parts), tokenizer)
+    return ShardSource(listing.name, files, np.array(listing.parts), tokenizer, listing.repeated)
 
 
 def _first_sample(shards: Sequence[Place], lose_shards: bool) -> stream.Sample:

@@ -1,13 +1,16 @@
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from open_lm.data import counts
+from open_lm.data import counts, dataset
 from open_lm.data.dataset import build_train_data, build_validation_data, problems
 from open_lm.data.places import split_parts
 from open_lm.params.data import DataParams, ValidationParams
+from open_lm.shards.manifest_command import main as make_manifest
 
 Write = Callable[..., Path]
 
@@ -208,3 +211,83 @@ def test_validation_sets_name_their_own_problems(write_shards: Write, tmp_path: 
         build_validation_data(ValidationParams(val_data=(f"{folder}/*",), val_data_key=("txt", "npy")), seq_len=4, vocab_size=9)
     with pytest.raises(ValueError, match="--val-num-samples 3: is in tokens"):
         build_validation_data(ValidationParams(val_data=(f"{folder}/*",), val_num_samples=3), seq_len=4, vocab_size=9)
+
+
+def test_shards_of_a_folder_that_are_named_one_by_one_are_one_source(write_shards: Write) -> None:
+    one, two = write_shards([2, 3, 4], folder="one"), write_shards([5, 6], folder="two")
+    names = [*sorted(one.glob("*.tar")), *sorted(two.glob("*.tar"))]
+    data = build(*names)
+    assert data.description == build(f"{one}/*.tar", f"{two}/*.tar").description
+    assert data.sources[0].name == f"{one}/shard-0000.tar to shard-0002.tar (3 shards)"
+    assert any(f"{data.sources[0].name}: 3 shards, 9 rows" in line for line in data.log_lines())
+    assert len(build(*names, train_data_mix_weights=(1.0,) * 5).sources) == 5
+    assert len(build(names[0], f"{one}/shard-000[12].tar").sources) == 2
+    assert "4 weights for 5 sources; give one each; a glob in quotes" in refuses(*names, train_data_mix_weights=(1.0,) * 4)
+    factors = build(*names[:3], dataset_resampled=True, train_data_upsampling_factors=("1", "2", "3"))
+    assert factors.plan is not None and factors.plan.sources[0].factors.tolist() == [1, 2, 3]
+
+
+def test_a_run_that_was_begun_with_a_source_for_each_shard_keeps_them(write_shards: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tuple(map(str, sorted(write_shards([2, 3, 4]).glob("*.tar"))))
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "join_shards", lambda names: names)  # as version 0.3 did
+        saved = build(*names).description
+    params, sizes = DataParams(train_data=names), {"seq_len": 4, "vocab_size": 1000, "global_batch_size": 4}
+    assert build_train_data(params, saved=saved, **sizes).description == saved != build(*names).description
+    assert build_train_data(params, saved=build(*names).description, **sizes).description == build(*names).description
+
+
+def test_a_manifest_is_training_and_validation_data_under_any_name(write_shards: Write, s3, web) -> None:
+    folder = write_shards([3, 2], manifest=True)
+    expected = build(f"{folder}/*.tar").description
+    (folder / "manifest.jsonl").rename(folder / "my.list")
+    for file in folder.iterdir():
+        s3.put(f"d/{file.name}", file.read_bytes())
+        (web.folder / file.name).write_bytes(file.read_bytes())
+    for place in (f"{folder}/my.list", f"{folder}/*.list", s3.url("d/my.list"), web.url("my.list")):
+        assert build(place).description == expected
+        (sets,) = build_validation_data(ValidationParams(val_data=(place,)), seq_len=4, vocab_size=9)
+        assert sets.rows.count == 5
+    assert build(f"{folder}/my.list::{folder}/shard-0001.tar").sources[0].files.sequences.tolist() == [3, 2, 2]
+    (folder / "shard-0001.tar").unlink()
+    assert f"--train-data {folder}/my.list: names {folder}/shard-0001.tar, which is not there" in refuses(folder / "my.list")
+    (folder / "text.jsonl").write_text('{"text": "no manifest"}')
+    assert "text.jsonl: is not a tar file" in refuses(folder / "text.jsonl")
+
+
+def test_a_shard_that_is_named_twice_is_said_and_refused_for_validation(write_shards: Write) -> None:
+    folder = write_shards([3, 2])
+    for pattern in (f"{folder}/shard-{{0000,0000}}.tar", f"{folder}/*0.tar::{folder}/*.tar"):
+        data = build(pattern)
+        assert any(f"a shard is named more than once ({folder}/shard-0000.tar) and read as often" in line for line in data.log_lines())
+        with pytest.raises(ValueError, match=rf"--val-data .*: names {folder}/shard-0000\.tar twice; name each shard once"):
+            build_validation_data(ValidationParams(val_data=(pattern,)), seq_len=4, vocab_size=9)
+    assert not any("more than once" in line for line in build(f"{folder}/*.tar").log_lines())
+
+
+@pytest.mark.parametrize("key", ["txt", "npy"])
+def test_joined_and_gzipped_shards_give_all_their_rows_and_a_cut_one_none(key: str, write_shards: Write) -> None:
+    folder = write_shards([5, 4, 3], key=key)
+    whole = build(f"{folder}/*.tar")
+    first, second, third = (folder / f"shard-000{i}.tar" for i in range(3))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    second.unlink()
+    third.write_bytes(gzip.compress(third.read_bytes()))
+    for manifest in (False, True):
+        if manifest:
+            assert make_manifest([str(folder), "--num-workers", "1"]) == 0
+        data = build(f"{folder}/*.tar", verify_shards=manifest)
+        assert data.sources[0].files.sequences.tolist() == [9, 3] and data.one_pass() == whole.one_pass() == 12
+        read = data.rows.reader(data.streams).read(np.arange(12))
+        assert sorted(read[:, 0].tolist()) == list(range(12))
+    (folder / "manifest.jsonl").unlink()
+    first.write_bytes(first.read_bytes()[: 1024 * 2 if key == "txt" else 1024])
+    assert f"{first}: ends without the end mark" in refuses(f"{folder}/*.tar")
+    assert make_manifest([str(folder), "--num-workers", "1"]) == 2
+
+
+def test_a_link_that_leads_nowhere_is_named(write_shards: Write) -> None:
+    folder = write_shards([3])
+    (folder / "shard-0001.tar").symlink_to("gone")
+    for pattern in ("*.tar", "shard-{0000..0001}.tar", "shard-0001.tar"):
+        assert f"{folder}/shard-0001.tar is a link that leads nowhere; mend or remove it" in refuses(f"{folder}/{pattern}")
