@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,18 @@ def read_weights(path: str) -> WeightsFile:
     return WeightsFile({clean_name(name): value for name, value in content.items()}, about)
 
 
+def widest_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The type that holds all weights of a file, without the frequencies, which no training changes; fp32 where none is floating-point."""
+    types = {value.dtype for name, value in tensors.items() if value.is_floating_point() and not name.endswith("inv_freq")}
+    return reduce(torch.promote_types, types) if types else torch.float32
+
+
+def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The first name of each tensor, by name: tied ones share memory, here as in the file."""
+    first: dict[Any, str] = {}
+    return {name: first.setdefault((t.untyped_storage().data_ptr(), t.storage_offset(), t.shape), name) for name, t in tensors.items()}
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into a model, plain or spread over processes; each of those takes its part, without communication.
 
@@ -125,11 +138,21 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             problems.append(f"{name} is {list(value.shape)}, the model's is {list(parameter.shape)}")
         else:
             found[name] = value
+    problems += [f"{name} and {first} differ, which are one in the model" for name, first in _torn(found, same)]
     if problems:
         more = f" (and {len(problems) - 3} more differences)" if len(problems) > 3 else ""
         raise ValueError(f"checkpoint {source}: belongs to another model: {'; '.join(problems[:3])}{more}; check --model")
     for name, value in found.items():
         fill(named[name], value)
+
+
+def _torn(found: Mapping[str, Tensor], same: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Names of one parameter for which a file has different tensors."""
+    once = first_names(found)
+    for name, value in found.items():
+        first = same[name][0]
+        if first != name and first in found and once[name] != once[first] and not value.is_meta and not torch.equal(value, found[first]):
+            yield name, first
 
 
 @torch.no_grad()

@@ -42,6 +42,25 @@ def test_one_name_of_a_tied_or_doubled_tensor_is_enough() -> None:
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters()))
 
 
+def test_two_tensors_for_one_parameter_are_told() -> None:
+    target = tiny(weight_tying=True)
+    with pytest.raises(ValueError, match="output.weight and tok_embeddings.weight differ, which are one in the model"):
+        load_weights(target, tiny().state_dict(), "w.pt")
+    whole = tiny(weight_tying=True).state_dict()
+    load_weights(target, {name: value.clone() for name, value in whole.items()}, "w.pt")  # equal, though not one in the file
+    assert torch.equal(target.output.weight, whole["output.weight"])
+
+
+def test_a_model_has_the_widest_type_of_its_weights(tmp_path: Path) -> None:
+    model = tiny()
+    mixed = {name: value if name.endswith("inv_freq") else value.bfloat16() for name, value in reversed(model.state_dict().items())}
+    about = {"model_config": model.config.to_dict()}
+    torch.save({"state_dict": mixed, **about}, tmp_path / "w.pt")
+    assert {p.dtype for p in load_model(tmp_path / "w.pt")[0].parameters()} == {torch.bfloat16}
+    torch.save({"state_dict": {**mixed, "norm.weight": model.norm.weight}, **about}, tmp_path / "w.pt")
+    assert {p.dtype for p in load_model(tmp_path / "w.pt")[0].parameters()} == {torch.float32}
+
+
 def test_another_model_is_told_by_names_and_shapes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"belongs to another model: .*is \[20, 32\], the model's is \[20, 16\].*check --model"):
         load_weights(tiny(), tiny(hidden_dim=32).state_dict(), "w.pt")
