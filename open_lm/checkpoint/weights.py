@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -59,18 +59,45 @@ def read_pt(path: str) -> Any:
         ValueError: absent, not whole, or with content that only unpickling could give.
     """
     try:
-        with _at_hand(path) as file, torch.serialization.safe_globals(_numpy_scalars()):
-            mapped = True if zipfile.is_zipfile(file) else None  # files of PyTorch before 1.6 can't be
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        with _at_hand(path) as file:
+            return _load(file)
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path}: no such file") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {path}: holds more than tensors and plain values, so it is not read: {reason}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"checkpoint {path}: not a whole checkpoint file: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: {error}") from None
+
+
+def _load(file: Path) -> Any:
+    whole = zipfile.is_zipfile(file)
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(
+                file, map_location="cpu", weights_only=True, mmap=whole or None
+            )  # files of PyTorch before 1.6 can't be mapped
+    except OSError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        with open(file, "rb") as opened:
+            begin = opened.read(storage.FIRST_BYTES)
+        raise ValueError(_why_not(begin, zipfile.ZipFile(file).namelist() if whole else [], error)) from None
+
+
+def _why_not(begin: bytes, members: Sequence[str], error: Exception) -> str:
+    """Why a file is no checkpoint, by what it is; never in torch's words, which advise to load it unsafely.
+
+    Args:
+        members: of a whole zip.
+    """
+    again = "download or copy it again"
+    if any(name.endswith("/constants.pkl") for name in members):
+        return "is a TorchScript archive, not a checkpoint; save the module's state_dict with torch.save"
+    if begin.startswith((b"PK", b"\x80")) and (names := re.search(r"GLOBAL ([\w.]+)", str(error))):
+        return f"holds more than tensors and plain values, so it is not read: {names[1]}; save its state_dict alone"
+    if members and not any(name.endswith("/data.pkl") for name in members):
+        return storage.instead_of("a checkpoint", begin)
+    if begin.startswith((b"PK", b"\x80")):
+        return f"not a whole checkpoint file, or no checkpoint; {again}"
+    return storage.instead_of("a checkpoint", begin, again)
 
 
 @contextlib.contextmanager

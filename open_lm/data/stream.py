@@ -20,11 +20,13 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
+from open_lm import storage
 from open_lm.data.cache import CacheError, Wanted
 from open_lm.data.fetching import Fetcher
 from open_lm.data.places import Place, Remote, open_place
 from open_lm.shards.index import ShardIndex, read_index
 from open_lm.shards.members import MASKED, decode_member, split_name
+from open_lm.shards.tar_stream import no_tar
 from open_lm.storage import StorageError
 
 _OPEN_FILES = 64
@@ -70,7 +72,10 @@ def samples(shards: Sequence[Place]) -> Iterator[Sample]:
     try:
         yield from webdataset.DataPipeline(*stages)
     except tarfile.TarError as error:  # webdataset appends the url
-        raise ValueError(f"{error.args[-1]}: is not a tar file, or not a whole one: {error.args[0]}") from None
+        with open_place(places[error.args[-1]]) as stream:
+            begin = stream.read(storage.FIRST_BYTES)
+        reason = f"is not a whole tar file: {error.args[0]}" if begin[257:262] == b"ustar" else no_tar(begin)
+        raise ValueError(f"{error.args[-1]}: {reason}") from None
 
 
 def _opened(places: Mapping[str, Place], sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from open_lm.shards.members import READ_EXTENSIONS, npy_layout, split_name
 from open_lm.shards.tar import walk_headers
-from open_lm.shards.tar_stream import METADATA
+from open_lm.shards.tar_stream import METADATA, no_tar
 
 _BLOCK = 512
 _NPY_HEADER = 256
@@ -92,7 +92,8 @@ def _walk(path: Path) -> Iterator[tuple[str, int, int]]:
     with path.open("rb") as file:
         total = file.seek(0, io.SEEK_END)
         if total < _BLOCK:
-            raise ValueError(f"{path}: is not a tar file; give shards made by datapreprocess/make_2048.py or another webdataset writer")
+            file.seek(0)
+            raise ValueError(f"{path}: {no_tar(file.read())}")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[257:262] != b"ustar" or data[156:157] not in (b"0", b"\0", b"5"):
                 yield from ((m.name, m.offset, m.size) for m in walk_headers(path))

@@ -16,6 +16,7 @@ import numpy as np
 from open_lm import storage
 from open_lm.shards.manifest import ShardEntry
 from open_lm.shards.members import SEQUENCES_PER_MEMBER, Format, encode_member
+from open_lm.shards.tar_stream import no_tar
 
 _BLOCK = 512
 _AT_ONCE = 1 << 20
@@ -174,4 +175,6 @@ def walk_headers(path: Path) -> Iterator[Member]:
                     yield Member(info.name, info.offset_data, info.size)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
     except tarfile.TarError as error:
-        raise ValueError(f"{path}: is not a tar file: {error}") from None
+        with path.open("rb") as file:
+            begin = file.read(storage.FIRST_BYTES)
+        raise ValueError(f"{path}: {no_tar(begin) if begin[257:262] != b'ustar' else f'is damaged: {error}'}") from None

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
+from open_lm import storage
 from open_lm.shards.members import split_name
 
 METADATA = re.compile(r"__[^/]*__($|/)")
@@ -104,11 +105,11 @@ class TarStream:
         if not header and self._at:
             return None
         if len(header) < _BLOCK:
-            raise ValueError(f"{self._name}: {'ends inside a tar header; it is not whole' if self._at else _NO_TAR}")
+            raise ValueError(f"{self._name}: {'ends inside a tar header; it is not whole' if self._at else no_tar(header)}")
         if header.count(0) == _BLOCK:
             return None
         if header[257:262] != b"ustar" or not _sum_is_right(header):
-            raise ValueError(f"{self._name}: " + (f"no tar header at byte {self._at}; it is damaged" if self._at else _NO_TAR))
+            raise ValueError(f"{self._name}: " + (f"no tar header at byte {self._at}; it is damaged" if self._at else no_tar(header)))
         self._at += _BLOCK
         return header
 
@@ -145,7 +146,9 @@ class TarStream:
         return name
 
 
-_NO_TAR = "is not a tar file; give shards made by datapreprocess/make_2048.py or another webdataset writer"
+def no_tar(begin: bytes) -> str:
+    """What a file is that should be a tar, by its first bytes, with the remedy."""
+    return storage.instead_of("a tar file", begin, "give shards made by datapreprocess/make_2048.py or another webdataset writer")
 
 
 def _sum_is_right(header: bytes) -> bool:
