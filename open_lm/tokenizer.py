@@ -50,7 +50,7 @@ class Tokenizer:
         try:
             self.backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"--tokenizer {name}: not a tokenizer.json: {error}") from None
+            raise ValueError(f"--tokenizer {name}: {_why_not('a tokenizer.json', json_text, error)}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
         about = self._read(declared)
@@ -67,7 +67,7 @@ class Tokenizer:
         try:
             about = json.loads(declared or "{}")
         except ValueError as error:
-            raise ValueError(f"--tokenizer {self.name}: its {_ABOUT} isn't JSON ({error}); mend or remove it") from None
+            raise ValueError(f"--tokenizer {self.name}: its {_ABOUT} {_why_not('JSON', declared or '', error)}") from None
         return about if isinstance(about, dict) else {}
 
     def _known(self, token: Any) -> str | None:
@@ -132,17 +132,31 @@ def load_tokenizer(source: str, eot_token: str | None = None) -> Tokenizer:
     if storage.is_remote(source):
         url = source if source.endswith(".json") else storage.join(source, "tokenizer.json")
         about = storage.join(source, _ABOUT)
-        declared = None if url == source or not storage.exists(about) else storage.read_bytes(about).decode("utf-8")
-        return Tokenizer(storage.read_bytes(url).decode("utf-8"), source, eot_token, declared)
+        declared = None if url == source or not storage.exists(about) else _text(about, source)
+        return Tokenizer(_text(url, source), source, eot_token, declared)
     path = storage.local_path(source)
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
         beside = path / _ABOUT
-        declared = beside.read_text(encoding="utf-8") if beside.is_file() else None
-        return Tokenizer(file.read_text(encoding="utf-8"), source, eot_token, declared)
+        declared = _text(str(beside), source) if beside.is_file() else None
+        return Tokenizer(_text(str(file), source), source, eot_token, declared)
     if path.exists() or source.endswith(".json") or source.startswith((".", "/", "~")):
         raise ValueError(f"--tokenizer {source}: no tokenizer.json there; give a file, a folder that holds one, or a Hugging Face name")
     return Tokenizer(_from_hub(source), source, eot_token, _declared_on_hub(source))
+
+
+def _why_not(wanted: str, text: str, error: Exception) -> str:
+    begin = text[: storage.FIRST_BYTES].encode("utf-8", "replace")
+    return f"is not {wanted}: {error}; mend or remove it" if storage.is_json(begin) else storage.instead_of(wanted, begin)
+
+
+def _text(file: str, source: str) -> str:
+    data = storage.read_bytes(file)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        reason = storage.instead_of("a text in UTF-8", data[: storage.FIRST_BYTES])
+        raise ValueError(f"--tokenizer {source}: {Path(file).name} {reason}") from None
 
 
 def _from_hub(name: str) -> str:

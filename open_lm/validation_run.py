@@ -173,7 +173,6 @@ def _config(params: ModelParams, given: frozenset[str], file: WeightsFile, path:
 
 def _validate(params: Params, world: World, folder: RunFolder, opened: _Opened, sinks: list[Sink]) -> None:
     model = Transformer(opened.config, opened.kernel)
-    model.init_buffers()
     load_weights(model, opened.file.state_dict, opened.path)
     spread, place, path = parallelize(model, params.parallel, world), _place(opened.file.about), opened.path
     what = f"{len(opened.sets)} sets" + (f" and {len(opened.tasks.tasks)} tasks" if opened.tasks else "")

@@ -47,5 +47,21 @@ def test_tokens_that_the_vocabulary_lacks_count_for_nothing(folder: Path) -> Non
 
 def test_a_damaged_config_is_named(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"--tokenizer .*tokenizer_config\.json isn't JSON"):
+    with pytest.raises(ValueError, match=r"--tokenizer .*tokenizer_config\.json is not JSON"):
         load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_another_file_in_the_place_of_a_tokenizer_is_named(folder: Path, name: str) -> None:
+    for content, words in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer; fetch"),
+        ("<!doctype html><p>Zugriff gesperrt für Sie".encode("latin-1"), "an HTML or XML page"),
+        (b"", "an empty file; download" if name == "tokenizer.json" else ""),
+        (b"\x1f\x8b\x08\x00\xff", "a gzip file; decompress it first"),
+    ):
+        (folder / name).write_bytes(content)
+        if words:
+            with pytest.raises(ValueError, match=f"--tokenizer {folder}: .*is not .* but {words}"):
+                load_tokenizer(str(folder))
+        else:
+            load_tokenizer(str(folder))

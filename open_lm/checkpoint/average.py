@@ -9,7 +9,7 @@ import torch
 
 from open_lm.checkpoint.load import open_weights
 from open_lm.checkpoint.unshard import mapped_tensors
-from open_lm.checkpoint.weights import WeightsFile
+from open_lm.checkpoint.weights import WeightsFile, first_names
 
 
 def coefficients_of(count: int, coefficients: Sequence[float]) -> list[float]:
@@ -40,7 +40,10 @@ def average_weights(checkpoints: Sequence[str], coefficients: Sequence[float] = 
         other = {name: value.shape for name, value in file.state_dict.items()}
         if other != {name: value.shape for name, value in first.items()}:
             raise ValueError(f"--average {checkpoint}: is of another model than {checkpoints[0]}")
-    result = mapped_tensors({name: (value.shape, value.dtype) for name, value in first.items()}, folder)
+    pairs: dict[tuple[str, ...], str] = {}
+    tied = [first_names(file.state_dict) for file in files]
+    once = {name: pairs.setdefault(tuple(names[name] for names in tied), name) for name in first}  # tied in all of them
+    result = mapped_tensors({name: (first[name].shape, first[name].dtype) for name in once.values()}, folder)
     for name, target in result.items():
         if name.endswith("inv_freq"):
             target.copy_(first[name])
@@ -50,4 +53,4 @@ def average_weights(checkpoints: Sequence[str], coefficients: Sequence[float] = 
             total.add_(file.state_dict[name].double(), alpha=factor)
         target.copy_(total)
     about = {**files[0].about, "evaluation_metrics": [], "average": [[name, factor] for name, factor in zip(checkpoints, factors)]}
-    return WeightsFile(result, about)
+    return WeightsFile({name: result[one] for name, one in once.items()}, about)

@@ -26,7 +26,7 @@ from open_lm.checkpoint.optimizer_file import in_openlm_keys, moments_of, optimi
 from open_lm.checkpoint.run_state import read_run_state
 from open_lm.checkpoint.state_writer import save_run_state
 from open_lm.checkpoint.unshard import mapped_tensors, read_tensors, state_moments, state_weights
-from open_lm.checkpoint.weights import read_weights, write_weights
+from open_lm.checkpoint.weights import first_names, read_weights, write_weights
 from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
 from open_lm.tokenizer import load_tokenizer
@@ -129,9 +129,12 @@ def export_weights(
     tensors = weights.state_dict
     if dtype is not None:
         wanted = DTYPES[dtype]
-        tensors = mapped_tensors({n: (t.shape, t.dtype if n.endswith("inv_freq") else wanted) for n, t in tensors.items()}, folder)
-        for key, target in tensors.items():
-            target.copy_(weights.state_dict[key])
+        once = first_names(tensors)
+        shapes = {n: (tensors[n].shape, tensors[n].dtype if n.endswith("inv_freq") else wanted) for n in once.values()}
+        made = mapped_tensors(shapes, folder)
+        for key, target in made.items():
+            target.copy_(tensors[key])
+        tensors = {name: made[first] for name, first in once.items()}
     temporary = folder / f".{called}.export"
     write_weights(temporary, tensors, about)
     with open(temporary, "rb") as file:

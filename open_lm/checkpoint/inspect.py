@@ -16,7 +16,7 @@ from open_lm.checkpoint.find import newest_state
 from open_lm.checkpoint.run_state import RunState, read_run_state
 from open_lm.checkpoint.state_folder import STATE_FILE
 from open_lm.checkpoint.unshard import saved_shapes
-from open_lm.checkpoint.weights import WeightsFile, newest_weights, read_pt, read_weights
+from open_lm.checkpoint.weights import WeightsFile, first_names, newest_weights, read_pt, read_weights
 
 Shapes = Mapping[str, tuple[torch.Size, torch.dtype]]
 
@@ -106,8 +106,8 @@ def _file(checkpoint: str) -> Iterator[str]:
 
 def _weights(checkpoint: str, file: WeightsFile) -> Iterator[str]:
     about = file.about
-    once = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): (n, t) for n, t in reversed(file.state_dict.items())}
-    sizes = Sizes.of({name: (tensor.shape, tensor.dtype) for name, tensor in once.values()})
+    tensors = file.state_dict
+    sizes = Sizes.of({name: (tensors[name].shape, tensors[name].dtype) for name in first_names(tensors).values()})
     yield f"{checkpoint}: weights; start from them with --pretrained {checkpoint}"
     told = [f"{name} {about[name]}" for name in ("name", "epoch", "step", "tokens") if about.get(name) is not None]
     yield f"  {', '.join(told) or 'says nothing about itself'}"

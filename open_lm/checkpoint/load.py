@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from open_lm import storage
 from open_lm.checkpoint.part_reader import saved_shapes
 from open_lm.checkpoint.run_state import newest_run_state
-from open_lm.checkpoint.state_folder import STATE_FILE
+from open_lm.checkpoint.state_folder import STATE_FILE, read_state_file
 from open_lm.checkpoint.unshard import state_weights
-from open_lm.checkpoint.weights import WeightsFile, load_weights, newest_weights, read_weights
+from open_lm.checkpoint.weights import WeightsFile, load_weights, newest_weights, read_weights, widest_type
 from open_lm.model.attention import KernelName, get_kernel
 from open_lm.model.config import ModelConfig, model_config_from
 from open_lm.model.transformer import Transformer
@@ -41,7 +40,8 @@ def load_model(
         kernel: of the attention.
 
     Returns:
-        The model in eval mode, in the type its weights were saved in; the tokenizer, or None where the run has none.
+        The model in eval mode, in the type its weights were saved in (the widest of several); the tokenizer, or None where the
+        run has none.
 
     Raises:
         ValueError: nothing to load, no configuration, or weights of another model.
@@ -49,10 +49,7 @@ def load_model(
     file, path = open_weights(str(checkpoint))
     with torch.device("meta"):
         model = Transformer(choose_config(file, path, model_config, flags), get_kernel(kernel))
-    model.to_empty(device=device)
-    dtype = next(iter(file.state_dict.values())).dtype
-    model.to(dtype if dtype.is_floating_point else torch.float32)
-    model.init_buffers()
+    model.to(widest_type(file.state_dict)).to_empty(device=device)
     load_weights(model, file.state_dict, path)
     return model.eval(), carried_tokenizer(file, path)
 
@@ -80,8 +77,7 @@ def outline(checkpoint: str) -> tuple[WeightsFile | None, str]:
     if is_state:
         shapes = {name[len("model.") :]: shape for name, (shape, _) in saved_shapes(path).items() if name.startswith("model.")}
         tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        state = json.loads(storage.read_bytes(storage.join(path, STATE_FILE)))  # unlike its tensors it is not checked here
-        return WeightsFile(tensors, {"model_config": state.get("model_config")}), path
+        return WeightsFile(tensors, {"model_config": read_state_file(path).get("model_config")}), path
     if not storage.is_remote(path):
         return read_weights(path), path
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
+import pickle
 import warnings
 import zlib
 from collections import defaultdict
@@ -27,7 +27,7 @@ from torch.futures import Future
 from open_lm import storage
 from open_lm.checkpoint.run_state import AVERAGER
 from open_lm.checkpoint.safe_metadata import METADATA_FILE, metadata_from
-from open_lm.checkpoint.state_folder import STATE_FILE
+from open_lm.checkpoint.state_folder import read_state_file
 
 _THREADS = 4
 
@@ -83,7 +83,7 @@ def _read_metadata(url: str) -> Metadata:
 
 def _read_checksums(url: str) -> dict[str, list[int]]:
     """CRC-32 of the entries of each file, in the order of their offsets; none in run states of version 0.2."""
-    files = json.loads(storage.read_bytes(storage.join(url, STATE_FILE)))["files"]
+    files = read_state_file(url)["files"]
     words = {name: about.get("crc32", "") for name, about in files.items()}
     return {name: [int(text[i : i + 8], 16) for i in range(0, len(text), 8)] for name, text in words.items() if text}
 
@@ -159,9 +159,21 @@ class _PartReader(StorageReader):
                 file.seek(offset)
                 data = file.read(length)
                 if len(data) != length or (offset in expected and zlib.crc32(data) != expected[offset]):
-                    raise ValueError(f"checkpoint {storage.join(self.url, name)}: is not as it was written; resume from an earlier step")
-                whole = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                    raise ValueError(_damaged(storage.join(self.url, name)))
+                whole = _entry(data, storage.join(self.url, name))
                 for item in items:
                     target = planner.resolve_tensor(item).detach()
                     target.copy_(narrow_tensor_by_index(whole, item.storage_offsets, item.lengths))
                     planner.commit_tensor(item, target)
+
+
+def _entry(data: bytes, file: str) -> Tensor:
+    try:
+        value: Tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):  # torch's words advise to load it unsafely
+        raise ValueError(_damaged(file)) from None
+    return value
+
+
+def _damaged(file: str) -> str:
+    return f"checkpoint {file}: is not as it was written; resume from an earlier step"

@@ -8,7 +8,6 @@ plan of the data, the parameters, and of every other file bytes, SHA-256 and the
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from open_lm import storage
-from open_lm.checkpoint.state_folder import STATE_FILE, run_states, sizes
+from open_lm.checkpoint.state_folder import read_state_file, run_states, sizes
 from open_lm.checkpoint.weights import clean_name
 
 _THREADS = 4
@@ -83,16 +82,26 @@ def read_run_state(state: str | os.PathLike[str]) -> RunState:
         ValueError: not whole.
     """
     url = str(state).rstrip("/")
+    values = read_state_file(url)
     try:
-        values = json.loads(storage.read_bytes(storage.join(url, STATE_FILE)))
         files = values.pop("files")
         found = RunState(**values)
         problem = _first_problem(url, files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {url}: no whole run state: {error}") from None
     if problem:
-        raise ValueError(f"checkpoint {url}: {problem} is not as it was written")
+        raise ValueError(f"checkpoint {url}: {problem} {_instead(url, problem)}")
     return found
+
+
+def _instead(url: str, name: str) -> str:
+    """What one of its files is that is not what state.json says."""
+    try:
+        with storage.open_read(storage.join(url, name)) as file:
+            kind = storage.file_kind(file.read(storage.FIRST_BYTES))
+    except OSError:
+        kind = None
+    return f"is {kind.name}; {kind.remedy}" if kind and kind.remedy and kind.name != "a zip archive" else "is not as it was written"
 
 
 def _first_problem(url: str, files: dict[str, dict[str, Any]]) -> str | None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
+from open_lm import storage
+
 METADATA_FILE = ".metadata"
 
 _CLASSES = {
@@ -52,7 +54,8 @@ def metadata_from(data: bytes, source: str) -> Metadata:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
         outside = [i.relative_path for i in metadata.storage_data.values() if PurePosixPath(i.relative_path).name != i.relative_path]
     except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint {source}: is not read: {error}") from None
+        other = None if data.startswith(b"\x80") else storage.instead_of("the description of a run state", data[: storage.FIRST_BYTES])
+        raise ValueError(f"checkpoint {source}: {other or f'is not read: {error}'}") from None
     if outside or not isinstance(metadata, Metadata):
         what = f"it points outside its folder ({outside[0]})" if outside else "it describes no tensors"
         raise ValueError(f"checkpoint {source}: is not read: {what}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from open_lm import storage
 from open_lm.checkpoint.safe_metadata import METADATA_FILE
@@ -45,6 +46,18 @@ class NewState(Protocol):
     def abandon(self) -> None:
         """On the first process: remove what is there of it."""
         ...
+
+
+def read_state_file(state: str) -> dict[str, Any]:
+    """The content of a run state's state.json. Raises ValueError where it isn't read."""
+    data = b""
+    try:
+        return dict(json.loads(data := storage.read_bytes(storage.join(state, STATE_FILE))))
+    except OSError as error:
+        raise ValueError(f"checkpoint {state}: no whole run state: {error}") from None
+    except (ValueError, TypeError):
+        other = storage.instead_of("a run state's", data[: storage.FIRST_BYTES])
+        raise ValueError(f"checkpoint {state}: {STATE_FILE} {other}") from None
 
 
 def new_state(folder: str, step: int, attempt: str) -> NewState:

@@ -8,8 +8,9 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +59,45 @@ def read_pt(path: str) -> Any:
         ValueError: absent, not whole, or with content that only unpickling could give.
     """
     try:
-        with _at_hand(path) as file, torch.serialization.safe_globals(_numpy_scalars()):
-            mapped = True if zipfile.is_zipfile(file) else None  # files of PyTorch before 1.6 can't be
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        with _at_hand(path) as file:
+            return _load(file)
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path}: no such file") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {path}: holds more than tensors and plain values, so it is not read: {reason}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"checkpoint {path}: not a whole checkpoint file: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: {error}") from None
+
+
+def _load(file: Path) -> Any:
+    whole = zipfile.is_zipfile(file)
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(
+                file, map_location="cpu", weights_only=True, mmap=whole or None
+            )  # files of PyTorch before 1.6 can't be mapped
+    except OSError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        with open(file, "rb") as opened:
+            begin = opened.read(storage.FIRST_BYTES)
+        raise ValueError(_why_not(begin, zipfile.ZipFile(file).namelist() if whole else [], error)) from None
+
+
+def _why_not(begin: bytes, members: Sequence[str], error: Exception) -> str:
+    """Why a file is no checkpoint, by what it is; never in torch's words, which advise to load it unsafely.
+
+    Args:
+        members: of a whole zip.
+    """
+    again = "download or copy it again"
+    if any(name.endswith("/constants.pkl") for name in members):
+        return "is a TorchScript archive, not a checkpoint; save the module's state_dict with torch.save"
+    if begin.startswith((b"PK", b"\x80")) and (names := re.search(r"GLOBAL ([\w.]+)", str(error))):
+        return f"holds more than tensors and plain values, so it is not read: {names[1]}; save its state_dict alone"
+    if members and not any(name.endswith("/data.pkl") for name in members):
+        return storage.instead_of("a checkpoint", begin)
+    if begin.startswith((b"PK", b"\x80")):
+        return f"not a whole checkpoint file, or no checkpoint; {again}"
+    return storage.instead_of("a checkpoint", begin, again)
 
 
 @contextlib.contextmanager
@@ -102,6 +130,18 @@ def read_weights(path: str) -> WeightsFile:
     return WeightsFile({clean_name(name): value for name, value in content.items()}, about)
 
 
+def widest_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The type that holds all weights of a file, without the frequencies, which no training changes; fp32 where none is floating-point."""
+    types = {value.dtype for name, value in tensors.items() if value.is_floating_point() and not name.endswith("inv_freq")}
+    return reduce(torch.promote_types, types) if types else torch.float32
+
+
+def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The first name of each tensor, by name: tied ones share memory, here as in the file."""
+    first: dict[Any, str] = {}
+    return {name: first.setdefault((t.untyped_storage().data_ptr(), t.storage_offset(), t.shape), name) for name, t in tensors.items()}
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into a model, plain or spread over processes; each of those takes its part, without communication.
 
@@ -125,11 +165,21 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             problems.append(f"{name} is {list(value.shape)}, the model's is {list(parameter.shape)}")
         else:
             found[name] = value
+    problems += [f"{name} and {first} differ, which are one in the model" for name, first in _torn(found, same)]
     if problems:
         more = f" (and {len(problems) - 3} more differences)" if len(problems) > 3 else ""
         raise ValueError(f"checkpoint {source}: belongs to another model: {'; '.join(problems[:3])}{more}; check --model")
     for name, value in found.items():
         fill(named[name], value)
+
+
+def _torn(found: Mapping[str, Tensor], same: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Names of one parameter for which a file has different tensors."""
+    once = first_names(found)
+    for name, value in found.items():
+        first = same[name][0]
+        if first != name and first in found and once[name] != once[first] and not value.is_meta and not torch.equal(value, found[first]):
+            yield name, first
 
 
 @torch.no_grad()

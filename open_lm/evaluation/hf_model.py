@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,6 +130,7 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
         ValueError: nothing to load, weights that don't fit, or no stock causal language model, with the remedy.
     """
     import transformers
+    from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()
     dtype: Any = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
@@ -136,8 +138,10 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
         made: Any = transformers.AutoModelForCausalLM.from_pretrained(
             hf_source(source), trust_remote_code=False, output_loading_info=True, **{dtype: torch.float32}
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = _other_file(storage.local_path(source)) or " ".join(str(error).split())
+        if "weights_only" in reason:  # torch's words advise to load them unsafely
+            reason = "its weights are damaged, or hold more than tensors"
         if "trust_remote_code" in reason:
             raise ValueError(
                 f"--hf-model {source}: is made of code that lies beside its weights, which is never run; give a model whose class "
@@ -154,6 +158,17 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
     if not _looks_back_only(model):
         raise ValueError(f"--hf-model {source}: its {type(model).__name__} sees the tokens to come; give a causal language model")
     return HFModel(model)
+
+
+def _other_file(folder: Path) -> str:
+    """The first file of a model's folder that only stands for another one, in words."""
+    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+        if path.suffix in (".safetensors", ".bin", ".json"):
+            with path.open("rb") as file:
+                kind = storage.file_kind(begin := file.read(storage.FIRST_BYTES))
+            if kind and kind.text and kind.remedy and not storage.is_json(begin):
+                return f"{path.name} is {kind.name}; {kind.remedy}"
+    return ""
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +70,19 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, kernel) for _ in range(config.n_layers))
         self.norm = make_norm(config.model_norm, config.hidden_dim, config.norm_eps)
         self.output = nn.Linear(config.hidden_dim, config.vocab_size, bias=False)
-        if config.weight_tying:
-            self.tok_embeddings.weight = self.output.weight
+        self._tie()
         self.grad_checkpointing = False
+
+    def _tie(self) -> None:
+        if self.config.weight_tying:
+            self.tok_embeddings.weight = self.output.weight
+
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
+        """As for any module, with tied weights still tied, which PyTorch's own parts, and with the saved frequencies filled."""
+        super().to_empty(device=device, recurse=recurse)
+        self._tie()
+        self.init_buffers()
+        return self
 
     def forward(
         self, input_ids: Tensor, head: Head | None = None, document_ids: Tensor | None = None, cache: KeyValueCache | None = None
@@ -118,7 +128,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_buffers(self) -> None:
-        """Fill the saved frequencies, after `to_empty` on a model from the meta device."""
+        """Fill the saved frequencies."""
         for module in self.modules():
             if isinstance(module, SavedFrequencies):
                 module.reset_parameters()

@@ -38,11 +38,17 @@ def read_manifest(url: str, flag: str = "--dataset-manifest") -> list[ShardEntry
         ValueError: unreadable, or a line that is no shard, with its number.
     """
     try:
-        lines = storage.read_bytes(url).decode("utf-8").splitlines()
+        data = storage.read_bytes(url)
     except FileNotFoundError:
         raise ValueError(f"{flag} {url}: no such file; make one with python -m open_lm.shards.manifest") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ValueError(f"{flag} {url}: can't be read: {error}") from None
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        lines = [""]
+    if lines and not storage.is_json(data[: storage.FIRST_BYTES]):
+        raise ValueError(f"{flag} {url}: {storage.instead_of('a manifest', data[: storage.FIRST_BYTES])}")
     entries = [_entry(f"{flag} {url}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
         raise ValueError(f"{flag} {url}: names no shard")

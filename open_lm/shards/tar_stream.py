@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from open_lm import storage
 from open_lm.shards.members import split_name
 
 METADATA = re.compile(r"__[^/]*__($|/)")
@@ -191,7 +192,7 @@ class TarStream:
         if len(header) < _BLOCK or not _sum_is_right(header):
             wrong = "ends inside a tar header; it is not whole" if len(header) < _BLOCK else f"no tar header at byte {at}; it is damaged"
             wrong = f"has bytes behind its end, from byte {at} on, which are no tar; fetch it again, or cut them off" if zeros else wrong
-            raise ValueError(f"{self._name}: {wrong if at else _NO_TAR}")
+            raise ValueError(f"{self._name}: {wrong if at else no_tar(header)}")
         return header
 
     def _size(self, header: bytes) -> int:
@@ -229,7 +230,9 @@ class TarStream:
         return name, size
 
 
-_NO_TAR = "is not a tar file; give shards made by datapreprocess/make_2048.py or another webdataset writer"
+def no_tar(begin: bytes) -> str:
+    """What a file is that should be a tar, by its first bytes, with the remedy."""
+    return storage.instead_of("a tar file", begin, "give shards made by datapreprocess/make_2048.py or another webdataset writer")
 
 
 def _sum_is_right(header: bytes) -> bool:

@@ -4,6 +4,7 @@
     open_read, read_bytes                     reading; a remote file survives faults and goes on where it was
     upload, write_bytes, remove               writing, compared with what was sent; atomic_write for local files
     is_remote, local_path, join, parent       names
+    file_kind, instead_of                       what a file is by its first bytes, for messages
 
 Credentials and endpoints come from the usual variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, HF_TOKEN, ...). Errors: FileNotFoundError,
 PermissionError and other OSErrors (`StorageError` for remote files) in one line; ValueError for a url that can't work. Patience:
@@ -14,6 +15,7 @@ OPENLM_STORAGE_TIMEOUT (seconds).
 from __future__ import annotations
 
 from open_lm.storage.faults import StorageError
+from open_lm.storage.kind import FIRST_BYTES, file_kind, instead_of, is_json
 from open_lm.storage.listing import Stored, exists, expand, expand_braces, list_files, size, stat
 from open_lm.storage.local import atomic_write
 from open_lm.storage.reader import open_read, read_bytes
@@ -21,14 +23,18 @@ from open_lm.storage.urls import is_remote, join, local_path, parent
 from open_lm.storage.writing import remove, upload, write_bytes
 
 __all__ = [
+    "FIRST_BYTES",
     "StorageError",
     "Stored",
     "atomic_write",
     "exists",
     "expand",
     "expand_braces",
+    "instead_of",
+    "is_json",
     "is_remote",
     "join",
+    "file_kind",
     "list_files",
     "local_path",
     "open_read",

@@ -128,7 +128,9 @@ def _shard(model: Transformer, params: ParallelParams, world: World) -> nn.Modul
         if world.device.type != "cpu":
             raise ValueError("--fsdp-cpu-offload: not built yet for GPUs; leave it out")
         logging.warning("--fsdp-cpu-offload has no effect: there is no accelerator to offload from")
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if params.fsdp_amp else None, reduce_dtype=torch.float32)
+    # inputs of the blocks keep their type: activations are bf16 as it is, and the rotary table must not be (`model/rotary.py`)
+    low = torch.bfloat16 if params.fsdp_amp else None
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)

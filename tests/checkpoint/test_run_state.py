@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from open_lm.checkpoint.part_reader import load_tensors
-from open_lm.checkpoint.run_state import RunState, newest_run_state, state_tensors
+from open_lm.checkpoint.run_state import RunState, newest_run_state, read_run_state, state_tensors
 from open_lm.checkpoint.state_folder import run_states
 from open_lm.checkpoint.state_writer import save_run_state
 from open_lm.model.config import ModelConfig
@@ -54,6 +55,30 @@ def test_another_model_is_told(tmp_path: Path) -> None:
     path = Path(save_run_state(tmp_path, made(), state(1)))
     with pytest.raises(ValueError, match="belongs to another model.*check --model"):
         load_tensors(path, made(hidden=32))
+
+
+@pytest.mark.parametrize("name", ["state.json", ".metadata", "__0_0-0.distcp"])
+def test_a_git_lfs_pointer_in_a_run_state_is_named(tmp_path: Path, name: str) -> None:
+    path = Path(save_run_state(tmp_path, made(), state(1)))
+    target = path / name if name != "__0_0-0.distcp" else next(path.glob("*.distcp"))
+    target.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ValueError, match=rf"checkpoint {path}: {target.name} is .*a Git LFS pointer; fetch the file itself"):
+        read_run_state(path)
+    with pytest.raises(ValueError, match="Git LFS pointer|is not as it was written"):
+        load_tensors(path, made())
+
+
+def test_a_damaged_entry_is_told_without_torchs_advice(tmp_path: Path) -> None:
+    """Run states of version 0.2 have no checksums of entries."""
+    path = Path(save_run_state(tmp_path, made(), state(1)))
+    about = json.loads((path / "state.json").read_text())
+    for file in about["files"].values():
+        file.pop("crc32", None)
+    (path / "state.json").write_text(json.dumps(about))
+    part = next(path.glob("*.distcp"))
+    part.write_bytes(b"version https://git-lfs".ljust(part.stat().st_size, b"x"))
+    with pytest.raises(ValueError, match=f"checkpoint {part}: is not as it was written; resume from an earlier step$"):
+        load_tensors(path, made())
 
 
 class Attack:

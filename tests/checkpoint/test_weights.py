@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import pytest
 import torch
 
 from open_lm import load_model
+from open_lm.checkpoint.load import open_weights, outline
+from open_lm.checkpoint.optimizer_file import read_optimizer
 from open_lm.checkpoint.weights import load_weights, newest_weights, read_pt, read_weights, write_weights
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
@@ -42,6 +48,25 @@ def test_one_name_of_a_tied_or_doubled_tensor_is_enough() -> None:
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters()))
 
 
+def test_two_tensors_for_one_parameter_are_told() -> None:
+    target = tiny(weight_tying=True)
+    with pytest.raises(ValueError, match="output.weight and tok_embeddings.weight differ, which are one in the model"):
+        load_weights(target, tiny().state_dict(), "w.pt")
+    whole = tiny(weight_tying=True).state_dict()
+    load_weights(target, {name: value.clone() for name, value in whole.items()}, "w.pt")  # equal, though not one in the file
+    assert torch.equal(target.output.weight, whole["output.weight"])
+
+
+def test_a_model_has_the_widest_type_of_its_weights(tmp_path: Path) -> None:
+    model = tiny()
+    mixed = {name: value if name.endswith("inv_freq") else value.bfloat16() for name, value in reversed(model.state_dict().items())}
+    about = {"model_config": model.config.to_dict()}
+    torch.save({"state_dict": mixed, **about}, tmp_path / "w.pt")
+    assert {p.dtype for p in load_model(tmp_path / "w.pt")[0].parameters()} == {torch.bfloat16}
+    torch.save({"state_dict": {**mixed, "norm.weight": model.norm.weight}, **about}, tmp_path / "w.pt")
+    assert {p.dtype for p in load_model(tmp_path / "w.pt")[0].parameters()} == {torch.float32}
+
+
 def test_another_model_is_told_by_names_and_shapes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"belongs to another model: .*is \[20, 32\], the model's is \[20, 16\].*check --model"):
         load_weights(tiny(), tiny(hidden_dim=32).state_dict(), "w.pt")
@@ -63,6 +88,54 @@ def test_a_crafted_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="checkpoint bare.pt"):
         read_weights("bare.pt")
     assert not Path("pwned").exists()
+
+
+def _zip(members: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(made := io.BytesIO(), "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return made.getvalue()
+
+
+def _saved(content: Any) -> bytes:
+    torch.save(content, made := io.BytesIO())
+    return made.getvalue()
+
+
+OTHERS: dict[str, tuple[bytes, str]] = {
+    "git_lfs_pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer; .*git lfs pull"),
+    "page": (b"\n<!DOCTYPE html><html><title>Sign in \xc3\xbc", "an HTML or XML page.*; download the file itself"),
+    "answer": (b'{"error": "Repository not found"}', "JSON; give the file itself"),
+    "words": (b"Entry not found", "a text that begins with 'Entry not found'; download or copy it again"),
+    "gzip": (gzip.compress(b"abc"), "a gzip file; decompress it"),
+    "zip": (_zip({"a.txt": b"hello"}), "a zip archive; unpack it"),
+    "safetensors": ((57).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}', "a safetensors file; .*torch.save"),
+    "empty": (b"", "an empty file; download or copy it again"),
+    "TorchScript": (_zip({"m/constants.pkl": b"", "m/data.pkl": b""}), "is a TorchScript archive, not a checkpoint; save .* state_dict"),
+    "pickle": (pickle.dumps({"a": 1}, 4), "not a whole checkpoint file, or no checkpoint"),
+    "half": (_saved({"a": torch.zeros(300)})[:700], "not a whole checkpoint file, or no checkpoint; download or copy it again"),
+    "module": (
+        _saved(torch.nn.Linear(1, 1)),
+        "holds more than tensors and plain values, .*: torch.nn.modules.linear.Linear; save its state_dict",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("read", [read_weights, read_optimizer, open_weights, outline, lambda path: load_model(Path(path).parent.parent)])
+def test_another_file_in_the_place_of_weights_is_named_and_torchs_advice_is_not(tmp_path: Path, kind: str, read: Any) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    path = tmp_path / "run/checkpoints/epoch_1.pt"
+    path.write_bytes(OTHERS[kind][0])
+    with pytest.raises(ValueError, match=f"^checkpoint {re.escape(str(path))}: .*{OTHERS[kind][1]}") as caught:
+        read(str(path))
+    assert not re.search("weights_only|safe_globals|trust|GLOBAL|inline_container", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_git_lfs_pointer_as_it_comes_is_named(shared: Path) -> None:
+    with pytest.raises(ValueError, match="is not a checkpoint but a Git LFS pointer"):
+        load_model(shared / "data/cases/git_lfs_pointer.pt")
 
 
 def test_numpy_scalars_as_openlm_leaves_them_are_read(tmp_path: Path) -> None:

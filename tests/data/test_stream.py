@@ -8,7 +8,9 @@ import pytest
 from open_lm.data.dataset import build_train_data
 from open_lm.data.stream import ShardFile, ShardReader, samples
 from open_lm.params.data import DataParams
+from open_lm.shards.index import read_index
 from open_lm.shards.members import MASKED
+from open_lm.shards.tar_stream import TarStream
 
 Write = Callable[..., Path]
 
@@ -35,9 +37,15 @@ def test_openlm_defect_11_samples_go_on_over_the_end_of_a_shard(write_tar: Write
 
 def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.tar"
-    path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: is not a tar"):
-        next(samples([path]))
+    for content, words in (
+        (b"no tar at all" * 100, "a text that begins with 'no tar at allno"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; fetch the file itself"),
+        (b"<html>" * 200, "an HTML or XML page"),
+    ):
+        path.write_bytes(content)
+        for read in (lambda: next(samples([path])), lambda: read_index(path, "txt"), lambda: list(TarStream(path.open("rb"), str(path)))):
+            with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: is not a tar file but {words}"):
+                read()
 
 
 def test_a_file_whose_name_reads_like_a_command_is_a_file(write_tar: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

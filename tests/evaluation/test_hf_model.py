@@ -173,3 +173,16 @@ def test_tokenizers_come_from_a_folder_a_file_or_what_transformers_makes(tmp_pat
     assert open_model(str(old), hf=True, choice=ModelChoice(), tokenizer=None, device="cpu").tokenizer.encode(text) == tokenizer.encode(
         text
     )
+
+
+@pytest.mark.parametrize(("name", "words"), [("model.safetensors", "Git LFS pointer"), ("config.json", "HTML or XML page"), ("a.bin", "")])
+def test_another_file_in_the_place_of_a_models_is_named(tmp_path: Path, tokenizer: Tokenizer, name: str, words: str) -> None:
+    save(tmp_path, stock("llama"), tokenizer)
+    (tmp_path / name).write_bytes(b"<html>" if name == "config.json" else b"version https://git-lfs.github.com/spec/v1\n")
+    if name == "a.bin":
+        (tmp_path / "model.safetensors").unlink()
+        (tmp_path / "a.bin").rename(tmp_path / "pytorch_model.bin")
+        name, words = "pytorch_model.bin", "Git LFS pointer"
+    with pytest.raises(ValueError, match=rf"--hf-model .*\({name} is an? {words}") as caught:
+        load_hf_model(str(tmp_path), "cpu")
+    assert "weights_only" not in str(caught.value)

@@ -127,6 +127,11 @@ def test_a_damaged_or_missing_manifest_is_a_finding(data: Path, capsys: pytest.C
     assert status == 1 and lines[-1] == "0 shards compared, 2 findings"
     assert lines[0].startswith(f"{data}/0/manifest.jsonl, line 1: needs `shard` and `num_sequences`")
     assert lines[1] == f"{data}/1/manifest.jsonl: no such file; make one with python -m open_lm.shards.manifest"
+    (data / "0" / "manifest.jsonl").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (data / "1" / "manifest.jsonl").write_bytes(b"\x1f\x8b\xff")
+    status, lines = verify(capsys, data)
+    assert lines[0].startswith(f"{data}/0/manifest.jsonl: is not a manifest but a Git LFS pointer; fetch")
+    assert lines[1].startswith(f"{data}/1/manifest.jsonl: is not a manifest but a gzip file; decompress")
 
 
 def test_every_folder_below_gets_its_manifest(data: Path, capsys: pytest.CaptureFixture) -> None:

@@ -58,7 +58,7 @@ def test_frames_of_the_copy_tell_their_sizes(tmp_path: Path, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("data", "problem"), [(b"BZh9123456", "is bzip2; send plain lines"), (b"\xfd7zXZ\x00\x00", "is xz; send plain lines")]
+    ("data", "problem"), [(b"BZh9123456", "is a bzip2 file; send plain lines"), (b"\xfd7zXZ\x00\x00", "is an xz file; send plain lines")]
 )
 def test_an_unknown_compression_is_an_error(tmp_path: Path, data: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=f"--input-files -: standard input {problem}"):

@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from open_lm.checkpoint.run_state import full_tensors, state_tensors
 from open_lm.data.batch import Batch
+from open_lm.model import attention, rotary
+from open_lm.model.attention import torch_attention
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
-from open_lm.params import OptimizerParams
+from open_lm.params import OptimizerParams, ParallelParams
 from open_lm.train.optimizer import make_optimizer
-from open_lm.train.parallel import World
+from open_lm.train.parallel import World, autocast_dtype, join_world, parallelize
 from open_lm.train.step import Step, StepConfig
 
 Main = Callable[..., int]
@@ -74,6 +77,66 @@ def test_a_masked_target_is_read_and_not_asked_for() -> None:
     assert float(result.loss) == pytest.approx(loss.item(), rel=1e-5)
     norm = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters()])
     assert float(result.grad_norm) == pytest.approx(float(norm), rel=1e-4)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "fsdp-amp": {"fsdp": True, "fsdp_amp": True},
+    "fsdp-amp without autocast": {"fsdp": True, "fsdp_amp": True, "precision": "fp32"},
+    "fsdp-pure-bf16": {"fsdp": True, "fsdp_pure_bf16": True},
+    "fsdp": {"fsdp": True},
+    "ddp": {},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("post_embed_norm", [False, True])
+def test_openlm_defect_25_the_rotary_table_is_fp32_in_every_attention(monkeypatch: Any, way: str, post_embed_norm: bool) -> None:
+    rotated: list[tuple[torch.dtype, ...]] = []
+    attended: set[torch.dtype] = set()
+
+    def rotate(x: Tensor, table: tuple[Tensor, Tensor], kind: Any) -> Tensor:
+        rotated.append((x.dtype, *(part.dtype for part in table)))
+        return rotary.rotate(x, table, kind)
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        attended.update((q.dtype, k.dtype, v.dtype))
+        return torch_attention(q, k, v, mask)
+
+    monkeypatch.setattr(attention, "rotate", rotate)
+    config = ModelConfig(16, 2, 2, seq_len=12, vocab_size=50, weight_tying=True, ffn_type="gelu", post_embed_norm=post_embed_norm)
+    losses = []
+    with join_world(ParallelParams(force_distributed=True)) as world:
+        for checkpointing in (False, True):
+            params = ParallelParams(grad_checkpointing=checkpointing, **WAYS[way])
+            torch.manual_seed(0)
+            plain = Transformer(config, kernel)
+            plain.init_weights()
+            model = parallelize(plain, params, world)
+            step = Step(model, make_optimizer(model, OptimizerParams()), StepConfig(autocast=autocast_dtype(params)), world)
+            losses.append([float(step(Batch(TOKENS), 1e-2).loss) for _ in range(3)])
+    assert losses[0] == losses[1], "recomputation changes nothing"
+    assert losses[0][2] < losses[0][0]
+    assert set(rotated) == {(torch.bfloat16, torch.float32, torch.float32)}
+    assert len(rotated) == 3 * 2 * 2 * 3  # steps x layers x (q, k) x (once, and twice with recomputation)
+    assert attended == {torch.bfloat16}
+
+
+def test_a_tied_model_is_one_under_fsdp() -> None:
+    config = ModelConfig(16, 2, 2, seq_len=12, vocab_size=50, weight_tying=True, ffn_type="gelu")
+    losses, tensors = [], []
+    with join_world(ParallelParams(force_distributed=True)) as world:
+        for fsdp in (False, True):
+            torch.manual_seed(0)
+            plain = Transformer(config)
+            plain.init_weights()
+            model = parallelize(plain, ParallelParams(fsdp=True, precision="fp32"), world) if fsdp else plain
+            step = step_of(model)
+            losses.append([float(step(Batch(TOKENS), 1e-2).loss) for _ in range(3)])
+            tensors.append(full_tensors(model))
+            assert len(state_tensors(model, step.optimizer)) == 4 * len(list(Transformer(config).parameters()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert list(tensors[0]) == list(tensors[1])
+    assert all(t["tok_embeddings.weight"] is t["output.weight"] for t in tensors)
 
 
 class Readings(TorchDispatchMode):

@@ -9,7 +9,7 @@ from typing import IO
 
 import zstandard
 
-from open_lm.storage import atomic_write
+from open_lm.storage import FIRST_BYTES, atomic_write, file_kind
 from open_lm.tokens.reading.inputs import CONTENT, InputFile
 from open_lm.tokens.reading.text_stream import READ, GzipStream, PlainStream, TextStream, ZstdStream
 
@@ -18,9 +18,7 @@ FRAME_BYTES = 4 << 20
 
 _NAME = "stdin.jsonl.zst"
 _LEVEL = 1
-_SNIFFED = 6
 _ZSTD, _SKIPPABLE, _GZIP = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18", b"\x1f\x8b"
-_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip", b"PAR1": "parquet"}
 
 
 def spool_stdin(folder: str | Path, stream: IO[bytes] | None = None) -> InputFile:
@@ -53,10 +51,10 @@ def _read_whole(source: TextStream, size: int) -> bytes:
 
 
 def _text_of(stream: IO[bytes]) -> TextStream:
-    begin = stream.read(_SNIFFED)
-    for magic, name in _OTHERS.items():
-        if begin.startswith(magic):
-            raise ValueError(f"--input-files -: standard input is {name}; send plain lines, or lines compressed with zstd or gzip")
+    begin = stream.read(FIRST_BYTES)
+    kind = file_kind(begin)
+    if kind and not kind.text and not begin.startswith((_ZSTD, _GZIP)):
+        raise ValueError(f"--input-files -: standard input is {kind.name}; send plain lines, or lines compressed with zstd or gzip")
     whole: IO[bytes] = _WithBegin(begin, stream)  # type: ignore[assignment]
     if begin.startswith(_ZSTD) or begin[1:4] == _SKIPPABLE:
         return ZstdStream(whole, "-")
