@@ -16,7 +16,6 @@ a score there:
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.evaluation.tasks import Task
+from open_lm.storage.yaml_json import read_json
 from open_lm.tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
@@ -84,13 +84,13 @@ def read_rows(task: Task) -> list[Row]:
         ValueError: a file that can't be read, or a row that isn't one of this task type, with file and line.
     """
     try:
-        lines = storage.read_bytes(task.dataset_uri).decode("utf-8").split("\n")
+        lines = storage.read_bytes(task.dataset_uri).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: can't be read ({error}); give a jsonl file") from None
     rows = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            rows.append(_read_row(line, task, f"{task.dataset_uri} line {number}"))
+            rows.append(_read_row(line, number, task))
     if not rows:
         raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: holds no row")
     if task.icl_task_type == "generation_task_with_answers" and len({"chain_of_thought" in row for row in rows}) > 1:
@@ -106,11 +106,12 @@ def by_category(task: Task, rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {f"{task.name}/{name}": [row for row in rows if row["category"] == name] for name in names}
 
 
-def _read_row(line: str, task: Task, where: str) -> Row:
+def _read_row(line: str, number: int, task: Task) -> Row:
+    where = f"{task.dataset_uri} line {number}"
     try:
-        row = json.loads(line)
+        row = read_json(line, number)
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
+        raise ValueError(f"{task.dataset_uri} {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: not a JSON object")
     texts, options = {

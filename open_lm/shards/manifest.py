@@ -38,7 +38,7 @@ def read_manifest(url: str, flag: str = "--dataset-manifest") -> list[ShardEntry
         ValueError: unreadable, or a line that is no shard, with its number.
     """
     try:
-        lines = storage.read_bytes(url).decode("utf-8").splitlines()
+        lines = storage.read_bytes(url).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ValueError(f"{flag} {url}: no such file; make one with python -m open_lm.shards.manifest") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -188,10 +188,20 @@ def test_strings_of_a_row_are_stripped_and_those_in_lists_are_not(tmp_path: Path
     assert read(tmp_path / "r.jsonl", "multiple_choice", json.dumps(row), "") == [{**row, "query": "Sky?"}]
 
 
+def test_rows_that_other_programs_write_are_read_and_half_a_character_is_named(tmp_path: Path, shared: Path) -> None:
+    cases = shared / "data/cases"
+    assert icl.read_rows(Task("t", str(cases / "bom_task.jsonl"), "multiple_choice"))[0]["query"] == "two and two"
+    row = '{"query": "a", "choices": ["b"], "gold": 0, "score": NaN, "most": -Infinity}'
+    assert read(tmp_path / "r.jsonl", "multiple_choice", row)[0]["most"] == -math.inf
+    with pytest.raises(ValueError, match=r"half_a_surrogate.jsonl line 1: has half a surrogate pair .* at character 20"):
+        icl.read_rows(Task("t", str(cases / "half_a_surrogate.jsonl"), "multiple_choice"))
+
+
 @pytest.mark.parametrize(
     ("kind", "line", "words"),
     [
-        ("language_modeling", "{", "not JSON"),
+        ("language_modeling", "{", "is not JSON"),
+        ("multiple_choice", '{"query": "a", "choices": ["b"], "gold": 0, "query": "c"}', "the key 'query' is given twice"),
         ("language_modeling", "[]", "not a JSON object"),
         ("language_modeling", '{"context": "a"}', "'continuation'"),
         ("multiple_choice", '{"query": "a", "choices": ["b", 1], "gold": 0}', "'choices'"),
