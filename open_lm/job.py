@@ -105,6 +105,7 @@ class Job:
             *self.data.length_lines(length.sequences_per_epoch, shape.start, shape.stop or 0),
             f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, self.data.streams)))} processes "
             "(what divides the global batch size and the streams) and any number of --workers",
+            *(self.tasks.notices if self.tasks else ()),
             f"{length.total_steps} steps of {length.global_batch_size} sequences of {self.config.seq_len} tokens in {length.epochs} epochs",
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from open_lm import storage
+from open_lm.storage.yaml_json import half_pair_words, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,6 +32,18 @@ _ABOUT = "tokenizer_config.json"
 Engine = Literal["auto", "gigatoken", "hf"]
 
 
+def text_problem(text: str) -> str | None:
+    """What keeps text from a tokenizer: half a surrogate pair, which is also what a command line makes of bytes that aren't UTF-8."""
+    found = re.search("[\ud800-\udfff]", text)
+    return half_pair_words(found.start()) if found else None
+
+
+def _refusal(texts: Sequence[str], error: TypeError) -> Exception:
+    """What to raise where tokenizers says no more than that it got no text."""
+    problems = (f"text {number} of {len(texts)} {problem}" for number, text in enumerate(texts, 1) if (problem := text_problem(text)))
+    return next((ValueError(problem) for problem in problems), error)
+
+
 class Tokenizer:
     """Text to ids and back.
 
@@ -37,20 +51,20 @@ class Tokenizer:
         json_text: the content of a tokenizer.json.
         name: where it came from, for messages.
         eot_token: the token that ends a document; default: the first of `END_OF_TEXT_NAMES` in the vocabulary.
-        declared: the content of the tokenizer_config.json that came with it; its end of text and padding come before the default.
+        declared: the content of the tokenizer_config.json that came with it, in bytes; its end of text and padding come before the default.
 
     Raises:
         ValueError: not a tokenizer.json, or no end-of-text token.
     """
 
-    def __init__(self, json_text: str, name: str, eot_token: str | None = None, declared: str | None = None):
+    def __init__(self, json_text: str, name: str, eot_token: str | None = None, declared: bytes | None = None):
         import tokenizers
 
         self.json_text, self.name = json_text, name
         try:
             self.backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"--tokenizer {name}: {_why_not('a tokenizer.json', json_text, error)}") from None
+            raise ValueError(f"--tokenizer {name}: not a tokenizer.json: {error}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
         about = self._read(declared)
@@ -63,11 +77,11 @@ class Tokenizer:
         self.eot_token = str(self.backend.id_to_token(eot))
         self.pad_token = pad or (PAD_TOKEN if self.backend.token_to_id(PAD_TOKEN) is not None else None)
 
-    def _read(self, declared: str | None) -> dict[str, Any]:
+    def _read(self, declared: bytes | None) -> dict[str, Any]:
         try:
-            about = json.loads(declared or "{}")
+            about = read_json(declared or "{}")
         except ValueError as error:
-            raise ValueError(f"--tokenizer {self.name}: its {_ABOUT} {_why_not('JSON', declared or '', error)}") from None
+            raise ValueError(f"--tokenizer {self.name}: its {_ABOUT}: {error}; mend or remove it") from None
         return about if isinstance(about, dict) else {}
 
     def _known(self, token: Any) -> str | None:
@@ -112,11 +126,17 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added."""
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
+        except TypeError as error:
+            raise _refusal([text], error) from None
 
     def encode_batch(self, texts: Sequence[str], special_tokens: bool = False) -> list[list[int]]:
         """Ids of many texts; nothing added, or what the tokenizer puts around a text (a begin of sequence, say) when asked."""
-        return [list(e.ids) for e in self.backend.encode_batch(list(texts), add_special_tokens=special_tokens)]
+        try:
+            return [list(e.ids) for e in self.backend.encode_batch(list(texts), add_special_tokens=special_tokens)]
+        except TypeError as error:
+            raise _refusal(texts, error) from None
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = False) -> str:
         """Text of ids; special tokens are shown unless skipped."""
@@ -132,31 +152,26 @@ def load_tokenizer(source: str, eot_token: str | None = None) -> Tokenizer:
     if storage.is_remote(source):
         url = source if source.endswith(".json") else storage.join(source, "tokenizer.json")
         about = storage.join(source, _ABOUT)
-        declared = None if url == source or not storage.exists(about) else _text(about, source)
-        return Tokenizer(_text(url, source), source, eot_token, declared)
+        declared = None if url == source or not storage.exists(about) else storage.read_bytes(about)
+        return Tokenizer(_checked(storage.read_bytes(url), source), source, eot_token, declared)
     path = storage.local_path(source)
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
         beside = path / _ABOUT
-        declared = _text(str(beside), source) if beside.is_file() else None
-        return Tokenizer(_text(str(file), source), source, eot_token, declared)
+        declared = beside.read_bytes() if beside.is_file() else None
+        return Tokenizer(_checked(file.read_bytes(), source), source, eot_token, declared)
     if path.exists() or source.endswith(".json") or source.startswith((".", "/", "~")):
         raise ValueError(f"--tokenizer {source}: no tokenizer.json there; give a file, a folder that holds one, or a Hugging Face name")
     return Tokenizer(_from_hub(source), source, eot_token, _declared_on_hub(source))
 
 
-def _why_not(wanted: str, text: str, error: Exception) -> str:
-    begin = text[: storage.FIRST_BYTES].encode("utf-8", "replace")
-    return f"is not {wanted}: {error}; mend or remove it" if storage.is_json(begin) else storage.instead_of(wanted, begin)
-
-
-def _text(file: str, source: str) -> str:
-    data = storage.read_bytes(file)
+def _checked(data: bytes, source: str) -> str:
+    """The text of a tokenizer.json. Raises ValueError where that is no JSON, or has a key twice, of which tokenizers would lose one."""
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        reason = storage.instead_of("a text in UTF-8", data[: storage.FIRST_BYTES])
-        raise ValueError(f"--tokenizer {source}: {Path(file).name} {reason}") from None
+        read_json(data)
+        return data.decode("utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"--tokenizer {source}: not a tokenizer.json: {error}") from None
 
 
 def _from_hub(name: str) -> str:
@@ -173,7 +188,7 @@ def _from_hub(name: str) -> str:
         ) from None
 
 
-def _declared_on_hub(name: str) -> str | None:
+def _declared_on_hub(name: str) -> bytes | None:
     """The tokenizer_config.json of a hub tokenizer, None where it has none."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -182,7 +197,7 @@ def _declared_on_hub(name: str) -> str | None:
         path = huggingface_hub.hf_hub_download(name, _ABOUT)
     except (EntryNotFoundError, LocalEntryNotFoundError):
         return None
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path).read_bytes()
 
 
 def choose_tokenizer(named: str | None, carried: Tokenizer | None, vocab_size: int) -> Tokenizer:

@@ -83,7 +83,7 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
     with lock or nullcontext(), ExitStack() as stack:
         start_logging(folder, params.log, world)
         log, more = _sinks_of(params.log, own)
-        for warning in (*warnings, *more):
+        for warning in (*warnings, *more, *(opened.tasks.notices if opened.tasks else ())):
             logging.warning(warning)
         if world.is_first and not own:
             write_params(folder, {**params.flat(), "name": folder.name, "world_size": world.size, "checkpoint": opened.path})

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
+from open_lm.tokenizer import text_problem  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def parse() -> GenerateParams:
         problems.append("--checkpoint: give an epoch_N.pt or a run folder")
     if not params.prompt:
         problems.append("--prompt: give one or more texts to continue")
+    texts = enumerate(params.prompt, 1)
+    problems += [f"--prompt, text {number}: {problem}" for number, text in texts if (problem := text_problem(text))]
     if params.num_samples < 1:
         problems.append(f"--num-samples {params.num_samples}: give at least 1")
     if params.num_samples > 1 and params.temperature == 0:

@@ -47,7 +47,7 @@ def test_tokens_that_the_vocabulary_lacks_count_for_nothing(folder: Path) -> Non
 
 def test_a_damaged_config_is_named(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"--tokenizer .*tokenizer_config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"--tokenizer .*tokenizer_config\.json: line 1: is not JSON"):
         load_tokenizer(str(folder))
 
 
@@ -65,3 +65,29 @@ def test_another_file_in_the_place_of_a_tokenizer_is_named(folder: Path, name: s
                 load_tokenizer(str(folder))
         else:
             load_tokenizer(str(folder))
+
+
+def test_a_key_given_twice_is_named_and_byte_order_marks_are_taken(folder: Path) -> None:
+    about, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    whole = file.read_text()
+    file.write_text("\ufeff" + whole)
+    about.write_text('\ufeff{"eos_token": "<|im_end|>"}')
+    assert tokens(str(folder))[0] == "<|im_end|>"
+    about.write_text('{"eos_token": "<|im_end|>",\n "eos_token": "<pad>"}')
+    with pytest.raises(
+        ValueError, match=r"--tokenizer .*tokenizer_config\.json: line 2: the key 'eos_token' is given twice, first in line 1"
+    ):
+        load_tokenizer(str(folder))
+    about.unlink()
+    file.write_text(whole.replace('"version"', '"added_tokens": [],\n "version"', 1))
+    with pytest.raises(ValueError, match=r"--tokenizer .*: not a tokenizer\.json: line \d+: the key 'added_tokens' is given twice"):
+        load_tokenizer(str(folder))
+
+
+def test_half_a_surrogate_pair_is_a_mistake_with_its_place(folder: Path) -> None:
+    tokenizer = load_tokenizer(str(folder))
+    for encode in (lambda: tokenizer.encode("abc\ud800"), lambda: tokenizer.encode_batch(["a", "abc\udcff"])):
+        with pytest.raises(ValueError, match=r"text \d of \d has half a surrogate pair .* at character 3"):
+            encode()
+    with pytest.raises(TypeError):
+        tokenizer.encode_batch([7])  # type: ignore[list-item]

@@ -18,6 +18,7 @@ from open_lm import storage
 from open_lm.data.plans_file import PlansFile, plans_of, read_plans
 from open_lm.params.data import DataParams
 from open_lm.params.fields import convert, options_of
+from open_lm.storage.yaml_json import read_yaml
 
 _LINE = re.compile(r"([a-z][a-z0-9_]*): (.*)")
 
@@ -247,9 +248,7 @@ def _data_params(values: Mapping[str, Any]) -> DataParams:
 
 
 def _list(text: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"params.txt: {text} is no list: {' '.join(str(error).split())}") from None
+        return read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"params.txt: {text} is no list: {error}") from None

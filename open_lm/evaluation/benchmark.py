@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from open_lm.evaluation import answers, icl
-from open_lm.evaluation.result import Result
+from open_lm.evaluation.result import Result, notice
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import Task
 from open_lm.params.fields import Problems
@@ -25,6 +25,8 @@ class DataSet:
     questions: list[icl.Question]
     max_new_tokens: int = 0
     """Of a generated answer; 0 where none is generated."""
+    notice: str = field(default="", compare=False)
+    """What the name doesn't say of it, in one line."""
 
 
 def load_data_sets(task: Task, tokenizer: Tokenizer, max_seq_len: int, limit: int | None = None) -> Iterator[DataSet]:
@@ -52,11 +54,13 @@ def _encode(task: Task, name: str, rows: Sequence[icl.Row], tokenizer: Tokenizer
     generated = answers.answer_length(task, rows, tokenizer) if task.icl_task_type == "generation_task_with_answers" else 0
     prompts = icl.build_prompts(task, rows)[:limit]
     masked = tokenizer.pad_id if generated else None
-    room = (task.max_seq_len or max_seq_len) - generated
-    if room < 1:
-        raise ValueError(f"{name}: max_seq_len {task.max_seq_len or max_seq_len}: no room for an answer of {generated} tokens; raise it")
+    length = task.max_seq_len or max_seq_len
+    if generated >= length:
+        raise ValueError(f"{name}: max_seq_len {length}: no room for an answer of {generated} tokens; raise it")
     longest = (task.max_new_tokens or generated) if generated else 0  # LLM Foundry makes room for the longest right answer all the same
-    return DataSet(name, icl.encode_prompts(prompts, tokenizer, room, name, masked), longest)
+    questions = icl.encode_prompts(prompts, tokenizer, length - generated, name, masked)
+    said = notice(name, task.num_fewshot, len(rows), sum(one.cut for one in questions), len(questions), length)
+    return DataSet(name, questions, longest, said)
 
 
 def grade(task: Task, data: DataSet, model: nn.Module, tokenizer: Tokenizer, options: ScorerOptions) -> list[bool]:
@@ -77,12 +81,15 @@ def score_tasks(
     options: ScorerOptions,
     limit: int | None = None,
     report: Callable[[str, Result], None] = lambda name, result: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Result]:
-    """Results by name of the data set, in the order of the tasks; `report` hears of each as it is ready."""
+    """Results by name of the data set, in the order of the tasks; `report` hears of each as it is ready, `tell` the notices."""
     results: dict[str, Result] = {}
     for task in tasks:
         start = time.perf_counter()
         for data in load_data_sets(task, tokenizer, max_seq_len, limit):
+            if data.notice:
+                tell(data.notice)
             right = grade(task, data, model, tokenizer, options)
             now = time.perf_counter()
             results[data.name] = Result(sum(right) / len(right), len(right), now - start)

@@ -310,7 +310,7 @@ def _score_with_foundry(name: str, params: EvalParams, choice: ModelChoice, file
         size = f"longest request {longest} tokens, {result.seconds:.1f} s"
         _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {size})")
 
-    return score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared)
+    return score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared, lambda line: _say(f"{name}: {line}"))
 
 
 def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: TaskFile, processes: Processes) -> dict[str, Result]:
@@ -330,6 +330,7 @@ def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: Ta
         options=ScorerOptions(params.batch_tokens, params.precision or file.precision, processes),
         limit=params.limit,
         report=report,
+        tell=lambda line: _say(f"{name}: {line}"),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from open_lm import storage
+from open_lm.evaluation.foundry.entries import read_yaml
 from open_lm.params.fields import UserError
 
 FOLDER = "local_data"
@@ -93,15 +94,16 @@ def read_sums(data: bytes) -> dict[str, str]:
 
 def wanted_files(urls: Iterable[str]) -> list[str]:
     """Names below `local_data/` that task files ask for, each once. Raises UserError for files that list no tasks."""
-    import yaml
-
     names: dict[str, None] = {}
     problems = []
     for url in urls:
         try:
-            tasks = yaml.safe_load(storage.read_bytes(url))["icl_tasks"]
-            uris = [str(task["dataset_uri"]) for task in tasks]
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+            content: Any = read_yaml(url)
+            uris = [str(task["dataset_uri"]) for task in content["icl_tasks"]]
+        except UserError as error:
+            problems += error.problems
+            continue
+        except (KeyError, TypeError) as error:
             problems.append(f"--eval-yaml {url}: not a YAML with `icl_tasks:` ({' '.join(str(error).split())})")
             continue
         found = [uri.removeprefix("eval/") for uri in uris if uri.removeprefix("eval/").startswith(f"{FOLDER}/")]

@@ -16,15 +16,16 @@ a score there:
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from open_lm import storage
+from open_lm.evaluation.result import shots_given
 from open_lm.evaluation.tasks import Task
+from open_lm.storage.yaml_json import read_json
 from open_lm.tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
@@ -63,6 +64,8 @@ class Question:
     requests: tuple[Request, ...]
     gold: int
     aliases: tuple[str, ...] = ()
+    cut: bool = field(default=False, compare=False)
+    """A request has lost tokens at its left end."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,13 @@ def read_rows(task: Task) -> list[Row]:
         ValueError: a file that can't be read, or a row that isn't one of this task type, with file and line.
     """
     try:
-        lines = storage.read_bytes(task.dataset_uri).decode("utf-8").split("\n")
+        lines = storage.read_bytes(task.dataset_uri).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: can't be read ({error}); give a jsonl file") from None
     rows = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            rows.append(_read_row(line, task, f"{task.dataset_uri} line {number}"))
+            rows.append(_read_row(line, number, task))
     if not rows:
         raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: holds no row")
     if task.icl_task_type == "generation_task_with_answers" and len({"chain_of_thought" in row for row in rows}) > 1:
@@ -99,18 +102,26 @@ def read_rows(task: Task) -> list[Row]:
 
 
 def by_category(task: Task, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The data sets of a task by name: one, or with categories one for each, in the order of their names."""
+    """The data sets of a task by name: one, or with categories one for each, in the order of their names.
+
+    A name has the number of examples that there are, which is less than the task's where the rows don't suffice.
+    """
     if not task.has_categories:
-        return {task.name: list(rows)}
-    names = sorted({row["category"] for row in rows})
-    return {f"{task.name}/{name}": [row for row in rows if row["category"] == name] for name in names}
+        return {_name(task, len(rows)): list(rows)}
+    parts = {name: [row for row in rows if row["category"] == name] for name in sorted({row["category"] for row in rows})}
+    return {f"{_name(task, len(part))}/{name}": part for name, part in parts.items()}
 
 
-def _read_row(line: str, task: Task, where: str) -> Row:
+def _name(task: Task, rows: int) -> str:
+    return replace(task, num_fewshot=shots_given(task.num_fewshot, rows)).name
+
+
+def _read_row(line: str, number: int, task: Task) -> Row:
+    where = f"{task.dataset_uri} line {number}"
     try:
-        row = json.loads(line)
+        row = read_json(line, number)
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
+        raise ValueError(f"{task.dataset_uri} {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: not a JSON object")
     texts, options = {
@@ -151,7 +162,7 @@ def few_shot_rows(n_rows: int, n_shots: int, question: int, rng: random.Random) 
 
     A set, because its iteration order is the order of the examples in LLM Foundry; so is the sequence of draws.
     """
-    chosen = set(rng.sample(range(n_rows), min(n_rows - 1, n_shots)))
+    chosen = set(rng.sample(range(n_rows), shots_given(n_shots, n_rows)))
     if question in chosen:
         chosen.remove(question)
         other = rng.randrange(n_rows)
@@ -249,7 +260,8 @@ def encode_prompts(
         requests = tuple(_request(b, a, max_seq_len, f"{where}: question {number}") for b, a in pairs)
         if masked is not None:
             requests = tuple(Request(ids, len(ids)) for ids in (_without(masked, one.input_ids) for one in requests))
-        questions.append(Question(requests, prompt.gold, prompt.aliases))
+        cut = any(len(b) + len(a) > max_seq_len for b, a in pairs)
+        questions.append(Question(requests, prompt.gold, prompt.aliases, cut))
     return questions
 
 

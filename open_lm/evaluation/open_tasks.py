@@ -21,6 +21,8 @@ class OpenTasks:
     data: tuple[tuple[PackedDataSet, ...], ...]
     """Of each task: one set, or with categories one for each."""
     tokenizer: Tokenizer
+    notices: tuple[str, ...] = ()
+    """What is to be said of the data sets, a line each."""
 
     def __iter__(self) -> Iterator[tuple[Task, tuple[PackedDataSet, ...]]]:
         return zip(self.tasks, self.data, strict=True)
@@ -56,11 +58,16 @@ def encode_tasks(file: TaskFile, tokenizer: Tokenizer, seq_len: int, url: str = 
     """The same of a YAML that was read. Raises UserError."""
     problems: list[str] = []
     data: list[tuple[PackedDataSet, ...]] = []
+    notices: dict[str, None] = {}
     for task in file.tasks:
         try:
-            data.append(tuple(PackedDataSet.of(one) for one in load_data_sets(task, tokenizer, file.max_seq_len or seq_len)))
+            sets = []
+            for one in load_data_sets(task, tokenizer, file.max_seq_len or seq_len):
+                sets.append(PackedDataSet.of(one))
+                notices |= {f"--eval-tasks {url}: {one.notice}": None} if one.notice else {}
+            data.append(tuple(sets))
         except ValueError as error:
             problems.append(f"--eval-tasks {url}: {error}")
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
-    return OpenTasks(file.tasks, tuple(data), tokenizer)
+    return OpenTasks(file.tasks, tuple(data), tokenizer, tuple(notices))

@@ -14,3 +14,18 @@ class Result:
     questions: int
     seconds: float
     """Wall time, reading and tokenising included."""
+
+
+def shots_given(asked: int, rows: int) -> int:
+    """Examples that a question gets: a data set has no more than its other rows."""
+    return min(asked, rows - 1)
+
+
+def notice(name: str, asked: int, rows: int, cut: int, questions: int, max_seq_len: int) -> str:
+    """What a score's name doesn't say, in one line: examples that are lacking, questions that were cut; nothing where all is whole."""
+    said = []
+    if (given := shots_given(asked, rows)) < asked:
+        said.append(f"{given} examples before a question in place of {asked}, since there are {rows} rows")
+    if cut:
+        said.append(f"{cut} of {questions} questions lose their left end to max_seq_len {max_seq_len}")
+    return f"{name}: {'; '.join(said)}" if said else ""

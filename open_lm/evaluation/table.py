@@ -16,6 +16,7 @@ from pathlib import Path
 
 from open_lm import storage
 from open_lm.evaluation.result import Result
+from open_lm.storage.yaml_json import read_json
 
 Results = Mapping[str, Mapping[str, Result]]
 """By checkpoint, then by task name."""
@@ -172,7 +173,7 @@ def write_results(results: Results, path: str | Path) -> None:
 def read_results(path: str) -> dict[str, dict[str, Result]]:
     """The results of a JSON file or URL. Raises ValueError for one that isn't in the layout above."""
     try:
-        content = json.loads(storage.read_bytes(path))
+        content = read_json(storage.read_bytes(path))
         return {
             checkpoint: {task: Result(float(r["accuracy"]), int(r["questions"]), float(r["seconds"])) for task, r in column.items()}
             for checkpoint, column in content.items()

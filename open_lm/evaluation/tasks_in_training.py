@@ -151,9 +151,9 @@ class TasksInTraining:
             right = self.step.checked(model, partial(self._grade, task, packed, model, options))
             one = results[packed.name] = Result(sum(right) / len(right), len(right), time.perf_counter() - start)
             logging.info(f"{where}: {packed.name}: {_words(one)}")
-        whole = self._rows(results).get(task.name)
-        if whole and task.name not in results:
-            logging.info(f"{where}: {task.name}: {_words(Result(whole['accuracy'], whole['questions'], whole['seconds']))}")
+        for name, whole in self._rows(results).items():
+            if name not in results:
+                logging.info(f"{where}: {name}: {_words(Result(whole['accuracy'], whole['questions'], whole['seconds']))}")
         return results
 
     def _grade(self, task: Task, packed: PackedDataSet, model: nn.Module, options: ScorerOptions) -> list[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from open_lm import storage
 from open_lm.model.config import ModelConfig, model_config_from
 from open_lm.params.fields import nearest
+from open_lm.storage.yaml_json import read_json
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "model_configs"
 
@@ -39,12 +39,12 @@ def model_values(model: str) -> dict[str, Any]:
     if model not in names and not model.endswith(".json"):
         raise ValueError(f"--model {model}: no such size.{nearest(model, names)} Sizes: {', '.join(names)}; or give a model.json")
     try:
-        values = json.loads(storage.read_bytes(source))
+        values = read_json(storage.read_bytes(source))
     except FileNotFoundError:
         near = nearest(Path(model).stem, names)
         raise ValueError(f"--model {model}: no such file; give the path of a model.json or a named size.{near}") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {model}: can't be read as JSON: {error}") from None
+        raise ValueError(f"--model {model}: can't be read: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"--model {model}: must hold one JSON object")
     if values.pop("rotary_old", False) and values.setdefault("positional_embedding_type", "head_rotary") != "head_rotary":

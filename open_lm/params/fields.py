@@ -12,13 +12,12 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import json
 import math
 import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -78,6 +77,13 @@ class Option:
     @property
     def is_list(self) -> bool:
         return typing.get_origin(self.kind) is tuple
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its value, or each of its list, is text."""
+        kind, _ = _without_none(self.kind)
+        item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+        return item is str or typing.get_origin(item) is Literal
 
 
 @functools.cache
@@ -203,16 +209,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _read_config(path: str) -> Mapping[str, Any]:
-    import yaml
+def _read_config(path: str, texts: Collection[str]) -> Mapping[str, Any]:
+    from open_lm.storage.yaml_json import read_json, read_yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+        data = Path(path).read_bytes()
+        values = read_json(data) if path.endswith(".json") else read_yaml(data, texts)
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}; give a YAML or JSON file") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"--config {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"--config {path}: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold `name: value` pairs")
     return values
@@ -221,9 +227,10 @@ def _read_config(path: str) -> Mapping[str, Any]:
 def _named_in_file(path: str, options: Mapping[str, Option]) -> tuple[dict[str, Any], list[str]]:
     """A file's values by option name, and its unknown keys as problems."""
     by_name = {n[2:].replace("-", "_"): o.name for o in options.values() for n in (o.flag, *o.aliases)}
+    texts = [name for name, option in by_name.items() if options[option].is_text]
     values, problems = {}, []
     try:
-        for key, value in _read_config(path).items():
+        for key, value in _read_config(path, texts).items():
             name = by_name.get(str(key).replace("-", "_"))
             if name is None:
                 problems.append(f"--config {path}: unknown key {key}.{nearest(str(key), by_name) or ' See --help.'}")

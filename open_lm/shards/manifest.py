@@ -44,7 +44,7 @@ def read_manifest(url: str, flag: str = "--dataset-manifest") -> list[ShardEntry
     except OSError as error:
         raise ValueError(f"{flag} {url}: can't be read: {error}") from None
     try:
-        lines = data.decode("utf-8").splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         lines = [""]
     if lines and not storage.is_json(data[: storage.FIRST_BYTES]):

@@ -65,6 +65,16 @@ def test_limit_scores_the_first_questions(folder: Path) -> None:
     assert json.loads((folder / "results.json").read_text())["one.pt"]["hats/1-shot"]["questions"] == 2
 
 
+def test_examples_that_lack_and_questions_that_are_cut_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = folder / "tasks.yaml"
+    tasks.write_text(tasks.read_text().replace("[0, 1]", "[6]"))
+    run_eval([*MODEL, "--checkpoint", "one.pt", "--tokenizer", "tokenizer", "--max-seq-len", "12"])
+    told = capsys.readouterr()
+    words = "5 examples before a question in place of 6, since there are 6 rows; 6 of 6 questions lose their left end to max_seq_len 12"
+    assert f"one.pt: hats/5-shot: {words}\n" in told.err
+    assert "hats/5-shot" in told.out and "6-shot" not in told.out
+
+
 def test_a_checkpoint_without_tokenizer_asks_for_one(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"--tokenizer: the checkpoint carries none; give a tokenizer\.json"):
         run_eval([*MODEL, "--checkpoint", "one.pt"])

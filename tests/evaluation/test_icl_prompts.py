@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_lm.evaluation import icl
+from open_lm.evaluation.benchmark import load_data_sets
 from open_lm.evaluation.icl import Prompt, Question, Request, Score
 from open_lm.evaluation.tasks import Task
 from open_lm.tokenizer import Tokenizer
@@ -188,10 +190,20 @@ def test_strings_of_a_row_are_stripped_and_those_in_lists_are_not(tmp_path: Path
     assert read(tmp_path / "r.jsonl", "multiple_choice", json.dumps(row), "") == [{**row, "query": "Sky?"}]
 
 
+def test_rows_that_other_programs_write_are_read_and_half_a_character_is_named(tmp_path: Path, shared: Path) -> None:
+    cases = shared / "data/cases"
+    assert icl.read_rows(Task("t", str(cases / "bom_task.jsonl"), "multiple_choice"))[0]["query"] == "two and two"
+    row = '{"query": "a", "choices": ["b"], "gold": 0, "score": NaN, "most": -Infinity}'
+    assert read(tmp_path / "r.jsonl", "multiple_choice", row)[0]["most"] == -math.inf
+    with pytest.raises(ValueError, match=r"half_a_surrogate.jsonl line 1: has half a surrogate pair .* at character 20"):
+        icl.read_rows(Task("t", str(cases / "half_a_surrogate.jsonl"), "multiple_choice"))
+
+
 @pytest.mark.parametrize(
     ("kind", "line", "words"),
     [
-        ("language_modeling", "{", "not JSON"),
+        ("language_modeling", "{", "is not JSON"),
+        ("multiple_choice", '{"query": "a", "choices": ["b"], "gold": 0, "query": "c"}', "the key 'query' is given twice"),
         ("language_modeling", "[]", "not a JSON object"),
         ("language_modeling", '{"context": "a"}', "'continuation'"),
         ("multiple_choice", '{"query": "a", "choices": ["b", 1], "gold": 0}', "'choices'"),
@@ -203,3 +215,23 @@ def test_a_wrong_row_is_named_with_file_and_line(tmp_path: Path, kind: str, line
     good = json.dumps(LM_ROWS[0] | CHOICE_ROWS[0] | SCHEMA_ROWS[0])
     with pytest.raises(ValueError, match=r"rows\.jsonl line 2: .*" + words):
         read(tmp_path / "rows.jsonl", kind, good, line)
+
+
+def test_a_name_has_the_examples_that_there_are_and_a_line_says_what_lacks_or_is_cut(shared: Path, tokenizer: Tokenizer) -> None:
+    six = Task("six", str(shared / "data/cases/six_rows.jsonl"), "multiple_choice", 6)
+    [data] = load_data_sets(six, tokenizer, 1000)
+    assert data.name == "six/5-shot"
+    assert data.notice == "six/5-shot: 5 examples before a question in place of 6, since there are 6 rows"
+    [whole] = load_data_sets(replace(six, num_fewshot=5), tokenizer, 1000)
+    assert (whole.name, whole.notice, whole.questions) == ("six/5-shot", "", data.questions)
+    longest = max(len(one.input_ids) for question in whole.questions for one in question.requests)
+    [exact], [cut] = (load_data_sets(replace(six, num_fewshot=5, max_seq_len=n), tokenizer, 1000) for n in (longest, longest - 1))
+    assert exact.notice == ""
+    count = sum(any(len(one.input_ids) == longest for one in question.requests) for question in whole.questions)
+    assert cut.notice == f"six/5-shot: {count} of 6 questions lose their left end to max_seq_len {longest - 1}"
+
+
+def test_each_category_is_named_by_the_examples_that_it_has(tmp_path: Path) -> None:
+    rows = [{"context": "a", "continuation": "b", "category": name} for name in ("big", "big", "big", "small", "small")]
+    task = Task("t", "rows.jsonl", "language_modeling", 2, has_categories=True)
+    assert {name: len(part) for name, part in icl.by_category(task, rows).items()} == {"t/2-shot/big": 3, "t/1-shot/small": 2}

@@ -41,6 +41,25 @@ def test_each_number_of_examples_is_a_task_with_llm_foundrys_defaults(data: Path
     assert (first.name, second.name) == ("words/0-shot", "words/10-shot")
 
 
+def test_a_label_and_other_text_stay_as_they_are_written(data: Path) -> None:
+    keys = "dataset_uri: data.jsonl, num_fewshot: [0], icl_task_type: language_modeling, continuation_delimiter: off"
+    (data / "tasks.yaml").write_text("icl_tasks:\n" + "".join(f"- {{label: {label}, {keys}}}\n" for label in ("yes", "007", "off", "true")))
+    tasks = read_task_file("tasks.yaml").tasks
+    assert [task.name for task in tasks] == ["yes/0-shot", "007/0-shot", "off/0-shot", "true/0-shot"]
+    assert tasks[0].continuation_delimiter == "off"
+
+
+def test_a_key_given_twice_is_refused_with_file_line_and_key(data: Path, shared: Path) -> None:
+    case = shared / "data/cases/icl_tasks_twice.yaml"
+    with pytest.raises(UserError) as error:
+        read_task_file(str(case))
+    words = "line 3: the key 'icl_tasks' is given twice, first in line 1; keep one of them"
+    assert error.value.problems == [f"--eval-yaml {case}: {words}"]
+    (data / "half.yaml").write_text('icl_tasks:\n- label: "\\ud800"\n')
+    with pytest.raises(UserError, match=r"--eval-yaml half.yaml: line 2: has half a surrogate pair .* at character 10"):
+        read_task_file("half.yaml")
+
+
 def test_null_values_mean_defaults_and_a_lone_number_is_a_list(data: Path) -> None:
     (task,) = parse(entry(continuation_delimiter=None, num_fewshot=3)).tasks
     assert (task.continuation_delimiter, task.num_fewshot) == (" ", 3)

@@ -31,6 +31,9 @@ def test_it_continues_prompts_greedily_and_with_samples(repo: Path, shared: Path
 
 @pytest.mark.slow
 def test_mistakes_are_lines_on_stderr(repo: Path) -> None:
+    done = run(repo, "--prompt", "fine", "a\udcff", "--num-samples", "2")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--prompt, text 2: has half a surrogate pair" in done.stderr and "--checkpoint" in done.stderr
     done = run(repo, "--top-k", "many", "--temprature", "1")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "--top-k many" in done.stderr and "--temperature" in done.stderr

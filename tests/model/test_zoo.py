@@ -63,6 +63,15 @@ def test_all_wrong_keys_are_told_at_once(tmp_path: Path) -> None:
         assert part in text
 
 
+def test_a_key_given_twice_is_named_with_its_line_and_a_byte_order_mark_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "m.json"
+    file.write_text('\ufeff{"hidden_dim": 8,\n "n_layers": 1,\n "n_heads": 2}')
+    assert get_model_config(str(file)).n_heads == 2
+    file.write_text('{"hidden_dim": 8,\n "n_layers": 1,\n "n_heads": 2, "n_layers": 3}')
+    with pytest.raises(ValueError, match=r"--model .*m.json: can't be read: line 3: the key 'n_layers' is given twice, first in line 2"):
+        get_model_config(str(file))
+
+
 def test_keys_of_the_file_are_stronger_than_flags(tmp_path: Path) -> None:
     file = tmp_path / "m.json"
     file.write_text(json.dumps({"hidden_dim": 8, "n_layers": 1, "n_heads": 2, "model_norm": "rms_norm"}))

@@ -202,9 +202,20 @@ def test_a_wrong_value_in_a_file_is_named_like_a_flags(write, text: str, problem
 
 def test_files_that_can_not_be_read_are_named(write, tmp_path: Path) -> None:
     assert "No such file" in problems("--config", str(tmp_path / "absent.yaml"))[0]
-    assert "not valid YAML or JSON" in problems("--config", write("a.yaml", "a: [1"))[0]
-    assert "not valid YAML or JSON" in problems("--config", write("a.json", "{lr: 1}"))[0]
+    assert "a.yaml: line 1: is not YAML" in problems("--config", write("a.yaml", "a: [1"))[0]
+    assert "a.json: line 1: is not JSON" in problems("--config", write("a.json", "{lr: 1}"))[0]
     assert "must hold `name: value` pairs" in problems("--config", write("b.yaml", "- 1\n- 2\n"))[0]
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.yaml", "lr: 1\nwarmup: 2\nlr: 3\n"), ("a.json", '{"lr": 1,\n "warmup": 2,\n "lr": 3}')])
+def test_a_key_given_twice_is_named_with_file_and_line(write, name: str, text: str) -> None:
+    path = write(name, text)
+    assert problems("--config", path) == [f"--config {path}: line 3: the key 'lr' is given twice, first in line 1; keep one of them"]
+
+
+def test_text_in_a_file_is_taken_as_it_is_written_and_truth_as_yaml_has_it(write) -> None:
+    model, optimizer = parse("--config", write("a.yaml", "\ufefftrain-data: [yes, 007]\nmodel: off\ntied: yes\n"))
+    assert (model.model, model.tied, optimizer.train_data) == ("off", True, ("yes", "007"))
 
 
 def test_a_flag_without_its_value_is_a_user_error() -> None:

@@ -60,5 +60,11 @@ def test_what_is_no_record_says_why(record: Any, why: str) -> None:
 def test_a_line_that_is_not_json_says_why() -> None:
     with pytest.raises(NotUsableError, match="is not JSON"):
         parse_record(b'{"messages": ', Keys())
+    with pytest.raises(NotUsableError, match=r"has half a surrogate pair .* at character 12"):
+        parse_record(b'{"prompt": "\\ud800", "response": "a", "score": NaN}', Keys())
     with pytest.raises(NotUsableError, match="has no 'chat'"):
         parsed({"messages": [USER, ANSWER]}, messages="chat")
+
+
+def test_numbers_that_are_not_finite_are_taken() -> None:
+    assert parse_record(b'{"prompt": "p", "response": "r", "score": NaN, "most": Infinity}', Keys()) == Pair("p", "r")

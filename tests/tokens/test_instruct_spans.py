@@ -55,6 +55,7 @@ def test_a_plain_pair_is_prompt_separator_response() -> None:
          "{% if add_generation_prompt %}[assistant]{% endif %}", "turn 1 otherwise once more follows"),
         ("{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}{% if add_generation_prompt %}[assistant]think{% endif %}",
          "the prompt of the assistant's turn 1 otherwise than that turn"),
+        (r"{{ '\ud83d' }}", r"as the chat template writes it, it has half a surrogate pair .* at character 0"),
         ("{{ raise_exception('roles must alternate') }}", "does not take it: roles must alternate"),
         ("{{ messages[9].content.strip() }}", "does not take it"),
         ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "marks 4 generations .* 2 assist"),

@@ -46,6 +46,16 @@ def test_empty_lines_carriage_returns_a_byte_order_mark_and_no_last_newline_are_
     assert documents(path) == [(0, "a"), (22, "b")]
 
 
+def test_numbers_that_are_not_finite_beside_the_text_are_taken(tmp_path: Path, shared: Path) -> None:
+    case = shared / "data/cases/nan_beside_the_text.jsonl"
+    assert texts(case) == ["a line like any other"]
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"text": "a"}\n' + json.dumps({"scores": [float("-inf"), float("inf")], "text": "NaN \ud83d\ude00"}) + '\n{"text": "c"}'
+    )
+    assert documents(path) == [(0, "a"), (14, "NaN \U0001f600"), (76, "c")]
+
+
 def test_a_dotted_key_leads_into_objects(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"data": {"body": "deep"}}\n')

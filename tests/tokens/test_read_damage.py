@@ -133,7 +133,9 @@ def test_zstd_that_needs_a_dictionary_is_an_error(tmp_path: Path) -> None:
 
 BAD_LINES = [
     (b"{broken", "is not JSON: "),
-    (b'{"text": NaN}', "is not JSON: "),
+    (b'{"text": NaN}', "has a 'text' of type float, not a text"),
+    (b'{"text": "a", "score": nan}', "is not JSON: "),
+    (b'{"text": "\\udfff", "score": NaN}', r"has half a surrogate pair (\ud800 to \udfff) at character 10"),
     (b'{"text": "a"} {"text": "b"}', "is not JSON: unexpected content"),
     (b"\xef\xbb\xbf{}", "is not JSON: "),
     (b'{"other": "x"}', "has no 'text'"),

@@ -200,6 +200,8 @@ def test_a_task_with_categories_has_a_row_of_its_own_and_none_where_a_part_fails
 def test_a_run_without_training_scores_its_checkpoint_too(bench: Any, main_here: Main, tasks: list[str]) -> None:
     from open_lm.main import main
 
+    file = bench.folder / "tasks.yaml"
+    file.write_text(file.read_text().replace("num_fewshot: [0], icl_task_type: language", "num_fewshot: [12], icl_task_type: language"))
     assert main_here("a", *tasks, "--epochs", "1") == 0
     flags = ["--precision", "fp32", "--workers", "0", *tasks, "--pretrained", str(bench.folder / "logs/a")]
     flags += ["--logs-dir", str(bench.folder / "logs"), "--name"]
@@ -208,6 +210,11 @@ def test_a_run_without_training_scores_its_checkpoint_too(bench: Any, main_here:
     for name in ("b", "c"):
         assert [scores(line) for line in told(bench, name)] == [scores(told(bench, "a")[-1])]
         assert told(bench, name)[0]["checkpoint_path"].endswith("a/checkpoints/epoch_1.pt")
+    for name in ("a", "b", "c"):
+        assert "language_modeling/11-shot" in told(bench, name)[0]["results"]
+        words = "11 examples before a question in place of 12, since there are 12 rows"
+        words += "; 12 of 12 questions lose their left end to max_seq_len 32"
+        assert bench.log(name).count(f"tasks.yaml: language_modeling/11-shot: {words}") == 1
     assert (bench.folder / "logs/b/checkpoints/results.jsonl").is_file()
     assert not (bench.folder / "logs/c/checkpoints/results.jsonl").exists()
 

@@ -43,7 +43,7 @@ from open_lm.evaluation.hf_model import HFModel
 from open_lm.evaluation.hf_tokenizer import Declared
 from open_lm.evaluation.models import continue_prompts
 from open_lm.evaluation.precision import Precision as OurPrecision
-from open_lm.evaluation.result import Result
+from open_lm.evaluation.result import Result, notice, shots_given
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError, nearest
 from open_lm.tokenizer import Tokenizer
@@ -171,8 +171,10 @@ def score_entries(
     options: BridgeOptions,
     report: Callable[[str, Result, int], None] = lambda name, result, longest: None,
     declared: Declared | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Result]:
-    """Results by `<label>/<n>-shot[/<category>]`; `report` hears of each, with its longest request in tokens, as it is ready.
+    """Results by `<label>/<n>-shot[/<category>]`; `report` hears of each, with its longest request in tokens, as it is ready, `tell` of
+    examples that are lacking and questions that are cut.
 
     Raises:
         UserError: keys that LLM Foundry doesn't know.
@@ -195,8 +197,13 @@ def score_entries(
             start = time.perf_counter()
             evaluators = _evaluators(entry, theirs, options, file.batch_size, folder)
             for evaluator in evaluators:
-                results[evaluator.label] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
-                report(evaluator.label, results[evaluator.label], _dataset(evaluator).longest)
+                data = _dataset(evaluator)
+                name = _name(entry, evaluator)
+                said = notice(name, data.num_fewshot, len(data.dataset), data.trimmed, len(data), data.max_seq_len)
+                if said:
+                    tell(said)
+                results[name] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
+                report(name, results[name], data.longest)
                 start = time.perf_counter()
     trainer.close()
     model.eval()  # the trainer leaves it as for training
@@ -215,6 +222,13 @@ def _check_keys(entries: Sequence[Entry]) -> None:
         problems += [f"--eval-yaml: {entry.label}: unknown key {key}.{nearest(key, known)}" for key in entry.others if key not in known]
     if problems:
         raise UserError(problems)
+
+
+def _name(entry: Entry, evaluator: Evaluator) -> str:
+    """LLM Foundry's with the number of examples that there are."""
+    data = _dataset(evaluator)
+    asked, given = data.num_fewshot, shots_given(data.num_fewshot, len(data.dataset))
+    return entry.label + str(evaluator.label).removeprefix(entry.label).replace(f"/{asked}-shot", f"/{given}-shot", 1)
 
 
 def _dataset(evaluator: Evaluator) -> ShortRequests:

@@ -38,12 +38,30 @@ class ShortRequests(InContextLearningDataset):
     def __init__(self, *args: Any, limit: int | None = None, cut: bool = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.cut = cut
+        self.trimmed = 0
+        """Questions that have lost tokens at their left end."""
         count = len(self.dataset) if limit is None else min(limit, len(self.dataset))
         self.rows = [self._short(self._prep_row(index)) for index in range(count)]
 
     def _prep_row(self, index: int) -> dict[str, Any]:
         row = self.dataset[index]
         return {**row, **self._prep_example(row, index, self.num_fewshot, self.prompt_string, self.fewshot_rng)}
+
+    def tokenize_example(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """LLM Foundry's. A request that fills its room was cut if it fills a larger one, too."""
+        row: dict[str, Any] = super().tokenize_example(*args, **kwargs)
+        if self._fills(row):
+            self.padding_size += 1
+            self.trimmed += self._fills(super().tokenize_example(*args, **kwargs))
+            self.padding_size -= 1
+        return row
+
+    def _fills(self, row: dict[str, Any]) -> bool:
+        spans: Any = row.get("continuation_indices")
+        if spans is None:
+            return int(row[self.context_key][0]) != self.pad_tok_id
+        spans = spans if isinstance(row[self.context_key], list) else [spans]
+        return any(len(span) and int(span[-1]) + 1 >= self.padding_size for span in spans)
 
     def _short(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row without padding."""

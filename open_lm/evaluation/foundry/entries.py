@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from open_lm import storage
 from open_lm.evaluation.precision import FOUNDRY_NAMES, Precision
 from open_lm.params.fields import UserError, nearest
+from open_lm.storage import yaml_json
 
 TaskType = Literal["multiple_choice", "schema", "language_modeling", "generation_task_with_answers"]
 
@@ -26,6 +27,11 @@ OLD_NAMES: dict[str, TaskType] = {"question_answering": "generation_task_with_an
 OLD_METRICS = {"InContextLearningQAAccuracy": "InContextLearningGenerationExactMatchAccuracy"}
 DEFAULT_BATCH_SIZE = 8
 REQUIRED = ("label", "dataset_uri", "num_fewshot", "icl_task_type")
+TEXTS = (
+    *("label", "dataset_uri", "icl_task_type", "metric_names", "prompt_string", "example_delimiter", "continuation_delimiter"),
+    *("cot_delimiter", "early_stopping_criteria", "prelimiter", "question_prelimiter"),
+)
+"""Keys whose values are text, quoted or not."""
 ONE_EACH = ("num_beams", "pass_at_k", "generations_per_sample")
 """How often a question is answered; LLM Foundry 0.22 refuses the first and knows the others of code alone."""
 _GREEDY = {"num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "do_sample": False, "use_cache": None, "pad_token_id": None}
@@ -72,14 +78,12 @@ def read_entries(url: str) -> FoundryFile:
 
 def read_yaml(url: str) -> object:
     """The content of a YAML file or URL. Raises UserError."""
-    import yaml
-
     try:
-        return yaml.safe_load(storage.read_bytes(url))
+        return yaml_json.read_yaml(storage.read_bytes(url), TEXTS)
     except FileNotFoundError:
         raise UserError([f"--eval-yaml {url}: no such file; give a YAML with `icl_tasks:`"]) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError([f"--eval-yaml {url}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+    except (OSError, ValueError) as error:
+        raise UserError([f"--eval-yaml {url}: {error}"]) from None
 
 
 def parse_entries(content: object, url: str, check: Check | None = None) -> FoundryFile:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from open_lm.tokens.reading.reader import why_not_json
+from open_lm.storage.yaml_json import parse_line
 
 ASSISTANT = "assistant"
 _SPEAKERS = {"human": "user", "gpt": ASSISTANT}
@@ -53,9 +51,9 @@ class Pair:
 def parse_record(line: bytes, keys: Keys) -> Conversation | Pair:
     """What a line holds. Raises NotUsableError for one that is no record."""
     try:
-        values = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise NotUsableError(why_not_json(line, error)) from None
+        values = parse_line(line)
+    except ValueError as error:
+        raise NotUsableError(str(error)) from None
     if not isinstance(values, dict):
         raise NotUsableError(f"is a {type(values).__name__}, not an object")
     for name in (keys.messages,) if keys.messages else ("messages", "conversations"):

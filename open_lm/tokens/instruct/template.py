@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from open_lm import storage
-from open_lm.tokenizer import Tokenizer
+from open_lm.storage.yaml_json import read_json
+from open_lm.tokenizer import Tokenizer, text_problem
 from open_lm.tokens.instruct.options import OWN_TEMPLATE, PLAIN
 from open_lm.tokens.instruct.records import NotUsableError
 
@@ -67,6 +67,8 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise NotUsableError(f"the chat template does not take it: {' '.join(str(error).split())}") from None
         texts, spans = found
+        if (problem := text_problem(texts[0])) is not None:
+            raise NotUsableError(f"as the chat template writes it, it {problem}")
         return str(texts[0]), [(int(a), int(b)) for a, b in spans[0]] if self.marks_generation else []
 
 
@@ -110,7 +112,7 @@ def _check(text: str, chosen: str) -> None:
 
 def _file_text(path: str) -> str:
     try:
-        return storage.read_bytes(path).decode("utf-8")
+        return storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"--chat-template {path}: no such file; give a file with a Jinja template, auto or plain") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -120,7 +122,7 @@ def _file_text(path: str) -> str:
 def _own_text(tokenizer: str, config: dict[str, Any]) -> str | None:
     beside = _beside(tokenizer, _JINJA)
     if beside is not None:
-        return beside.decode("utf-8")
+        return beside.decode("utf-8-sig")
     found = config.get("chat_template")
     if isinstance(found, list):  # several, by name
         found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}.get("default")
@@ -130,9 +132,9 @@ def _own_text(tokenizer: str, config: dict[str, Any]) -> str | None:
 def _config(tokenizer: str) -> dict[str, Any]:
     data = _beside(tokenizer, _CONFIG)
     try:
-        values = json.loads(data) if data is not None else {}
+        values = read_json(data) if data is not None else {}
     except ValueError as error:
-        raise ValueError(f"--tokenizer {tokenizer}: its {_CONFIG} is no JSON: {error}; mend or remove it") from None
+        raise ValueError(f"--tokenizer {tokenizer}: its {_CONFIG}: {error}; mend or remove it") from None
     return values if isinstance(values, dict) else {}
 
 

@@ -12,6 +12,7 @@ from operator import itemgetter
 import numpy as np
 import orjson
 
+from open_lm.storage.yaml_json import parse_line, why_not_utf8
 from open_lm.tokens.reading.batch import Batch, Found, Refused, place_of
 from open_lm.tokens.reading.inputs import STDIN, InputFile, Part
 from open_lm.tokens.reading.lines import Growth, Lines
@@ -157,9 +158,9 @@ class Reader:
 
     def _document(self, line: bytes) -> str:
         try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise _NoDocument(why_not_json(line, error)) from None
+            value = parse_line(line)
+        except ValueError as error:
+            raise _NoDocument(str(error)) from None
         for step in self._steps:
             if not isinstance(value, dict) or step not in value:
                 raise _NoDocument(f"has no {self._key!r}")
@@ -173,7 +174,7 @@ class Reader:
         try:
             return [data.decode("utf-8")], [0], []
         except UnicodeDecodeError as error:
-            return [], [], [Refused(file, 0, _why_not_utf8(error), data.count(b"\n", 0, error.start) + 1)]
+            return [], [], [Refused(file, 0, why_not_utf8(error), data.count(b"\n", 0, error.start) + 1)]
 
     def _all_bytes(self, file: InputFile) -> bytes:
         text, growth = FileText(file), Growth(self._large, lambda: file.path)
@@ -232,19 +233,3 @@ def _starts(first: int, lines: list[bytes]) -> list[int]:
     """Where lines begin, the first of them at byte `first`, each followed by one newline."""
     sizes = np.fromiter(map(len, lines), np.int64, len(lines)) + 1
     return (np.cumsum(sizes) - sizes + first).tolist()
-
-
-def why_not_json(line: bytes, error: orjson.JSONDecodeError) -> str:
-    """In words, what keeps a line from being JSON."""
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as damage:
-        return _why_not_utf8(damage)
-    if "surrogate" in error.msg:
-        return f"has half a surrogate pair (\\ud800 to \\udfff) at character {error.pos}, which stands for no character"
-    return f"is not JSON: {error.msg}, at character {error.pos}"
-
-
-def _why_not_utf8(error: UnicodeDecodeError) -> str:
-    assert isinstance(error.object, bytes)
-    return f"is not UTF-8: {error.reason}, byte 0x{error.object[error.start]:02x}"

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from open_lm.storage.yaml_json import NotTakenError, read_yaml
+
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -49,12 +51,12 @@ def match_files(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
 def _configs(readme: str) -> dict[str, Mapping[str, Any]]:
     """Subsets by name, from the YAML block at the top of README.md."""
-    import yaml
-
     match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", readme, re.DOTALL)
     try:
-        head = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:  # a page for people: names decide then
+        head = read_yaml(match.group(1)) if match else None
+    except NotTakenError as error:
+        raise ValueError(f"README.md of the dataset, below its first line: {error}; choose files with --files") from None
+    except ValueError:  # a page for people: names decide then
         return {}
     found = head.get("configs") if isinstance(head, dict) else None
     configs = [config for config in found or () if isinstance(config, dict) and (config.get("data_files") or config.get("data_dir"))]

@@ -9,9 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import orjson
-
 from open_lm.storage import StorageError
+from open_lm.storage.yaml_json import parse_line
 from open_lm.tokens.reading.inputs import InputFile, Part
 from open_lm.tokens.reading.lines import Lines
 from open_lm.tokens.reading.reader import Reader
@@ -64,9 +63,9 @@ def _lines(file: InputFile, text_key: str, id_key: str | None) -> Iterator[Recor
                 if not line or line.isspace():
                     continue
                 try:
-                    yield _record(orjson.loads(line), text_key, id_key, f"{file.path}, line {number}")
-                except orjson.JSONDecodeError as error:
-                    yield Record(f"{file.path}, line {number}: is not JSON: {error.msg}", None)
+                    yield _record(parse_line(line), text_key, id_key, f"{file.path}, line {number}")
+                except ValueError as error:
+                    yield Record(f"{file.path}, line {number}: {error}", None)
         source.check_unchanged()
     finally:
         source.close()

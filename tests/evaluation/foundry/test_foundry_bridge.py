@@ -100,6 +100,13 @@ def test_openlm_defect_30_batches_are_llm_foundrys_own_without_the_padding(kind:
 
 
 @pytest.mark.parametrize("kind", METRICS)
+def test_names_and_notices_are_those_of_the_native_backend(kind: str, tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    scarce = entry(kind, tmp_path, num_fewshot=[0, 7, 12], max_seq_len=100)
+    found = judged(model, tokenizer, scarce, entry(kind, tmp_path, label="c", num_fewshot=4, has_categories=True), max_seq_len=60)
+    assert list(found) == [f"{kind}/0-shot", f"{kind}/7-shot", f"{kind}/8-shot", "c/4-shot/big", "c/2-shot/small"]
+
+
+@pytest.mark.parametrize("kind", METRICS)
 def test_cutting_changes_no_score(kind: str, tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     file = file_of(entry(kind, tmp_path), entry(kind, tmp_path, label="parts", has_categories=True))
     seen: dict[str, int] = {}
@@ -138,9 +145,11 @@ def test_keys_that_llm_foundry_does_not_know_are_named(tmp_path: Path, model: Tr
 def judged(model: Transformer, tokenizer: Tokenizer, *entries: dict[str, Any], max_seq_len: int) -> dict[str, float]:
     """Accuracies of both backends, which are the same."""
     content = {"icl_tasks": list(entries)}
-    theirs = score_entries(model, tokenizer, parse_entries(content, "t.yaml"), BridgeOptions(max_seq_len))
+    notices: tuple[list[str], list[str]] = ([], [])
+    theirs = score_entries(model, tokenizer, parse_entries(content, "t.yaml"), BridgeOptions(max_seq_len), tell=notices[0].append)
     tasks = parse_task_file(content, "t.yaml").tasks
-    ours = score_tasks(model, tokenizer, tasks, max_seq_len=max_seq_len, options=ScorerOptions())
+    ours = score_tasks(model, tokenizer, tasks, max_seq_len=max_seq_len, options=ScorerOptions(), tell=notices[1].append)
+    assert notices[0] == notices[1]
     found = {name: result.accuracy for name, result in theirs.items()}
     assert found == {name: result.accuracy for name, result in ours.items()}
     return found
