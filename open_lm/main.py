@@ -11,9 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from open_lm.params import UserError, parse_params
-from open_lm.params.check import TOPICS, validates_only
-from open_lm.params.fields import given_options
+from open_lm.interruption import end_on_signals
+
+end_on_signals(__name__)
+
+from open_lm.params import UserError, parse_params  # noqa: E402
+from open_lm.params.check import TOPICS, validates_only  # noqa: E402
+from open_lm.params.fields import given_options  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"open_lm: error on process {rank}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":
