@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from open_lm.interruption import end_on_signals  # noqa: E402
+from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 

@@ -37,7 +37,7 @@ from open_lm.checkpoint.state_folder import NewState, new_state
 _PATIENCE = timedelta(hours=2)  # for the slowest process's part
 
 
-class SaveError(RuntimeError):
+class SaveError(OSError):
     """A run state could not be written; the ones before it stand."""
 
 

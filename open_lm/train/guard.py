@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from open_lm.interruption import forked
+from open_lm.command_line import forked, tell_launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STUCK, INTERRUPTED = 6, 130
@@ -142,6 +142,7 @@ class Guard:
 
     def _end(self, code: int, why: str, wait: float = 0.0) -> None:
         tell(self.log, f"{self.who}: {why}")
+        tell_launcher(f"{self.who}: {why.splitlines()[0]}")
         time.sleep(wait)
         os._exit(code)
 

@@ -34,9 +34,9 @@ class LauncherWatch(Nothing):
         self.parent = os.getppid()
 
     def after_step(self, position: Position, result: StepResult) -> None:
-        """Raises RuntimeError when the launcher has died."""
+        """Raises ProcessLookupError when the launcher has died."""
         if os.getppid() != self.parent:
-            raise RuntimeError(
+            raise ProcessLookupError(
                 f"step {position.step}: the launcher of this run is gone; nothing more is written. Start it with --resume latest"
             )
 

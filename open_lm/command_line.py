@@ -1,21 +1,24 @@
-"""Ctrl-C and SIGTERM end a command with one line and exit code 130 or 143, at whatever moment. Every command line asks for it first.
+"""How a command ends: by a signal or an error, in one line on stderr, or under torchrun in its summary. Every command line asks for it.
 
-The main thread leaves by an exception, so that what is open is closed and what is half written is removed on the way. Where an exception
-would be lost or do harm, in an import or in what Python calls by itself, it is raised after that. A thread sees to it, and ends the
-process where it takes too long, as in a call that doesn't come back to Python, and at a second SIGINT.
+Ctrl-C and SIGTERM end it with exit code 130 or 143, at whatever moment. The main thread leaves by an exception, so that what is open is
+closed and what is half written is removed on the way. Where an exception would be lost or do harm, in an import or in what Python calls by
+itself, it is raised after that. A thread sees to it, and ends the process where it takes too long, as in a call that doesn't come back
+to Python, and at a second SIGINT.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import select
 import signal
 import sys
 import threading
 import time
-from types import FrameType
+import traceback
+from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -51,9 +54,37 @@ def end_on_signals(module: str, hint: str = "") -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's & have it
             signal.signal(number, _stop)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
     atexit.register(_leave)  # the first one registered is the last one called
     os.register_at_fork(after_in_child=forked)
+
+
+def end(code: int, words: str = "", together: bool = False) -> int:
+    """Tell why this process ends; returns its exit code.
+
+    Args:
+        together: all processes end for the same reason, and the first one tells it.
+    """
+    launched = "TORCHELASTIC_ERROR_FILE" in os.environ
+    other = os.environ.get("LOCAL_RANK" if launched else "RANK", "0") != "0"
+    if words and not (together and other):
+        tell_launcher(words)
+        if not launched or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"):
+            print(words, file=sys.stderr, flush=True)  # torchrun's summary is of its last attempt
+    if launched and other:
+        # where the first process of this machine ends too, torchrun ends this one; with 0 it isn't listed as one more failure
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        time.sleep(_GRACE)
+    return code
+
+
+def tell_launcher(words: str) -> None:
+    """Put words into the summary that torchrun prints of a process which ends with another code than 0."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        told = {"message": words, "extraInfo": {"py_callstack": words, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": told}, file)
 
 
 def forked() -> None:
@@ -96,6 +127,16 @@ def _unraisable(told: Any) -> None:
         _again = True
     else:
         sys.__unraisablehook__(told)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What a command doesn't catch: files that can't be written or read are told in a line, all else is a fault of ours."""
+    if isinstance(error, OSError):
+        end(1, str(error))
+    elif "TORCHELASTIC_ERROR_FILE" in os.environ:
+        end(1, "".join(traceback.format_exception(kind, error, trace)))
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _say(number: int) -> None:
