@@ -37,8 +37,8 @@ class Failure:
         self._told, step = error, self.guard.step
         where = f"process {self.world.rank} stopped" + ("" if step is None else f" in or after step {step + 1}")
         gone = _peer_is_gone(error)
-        trace_told = None if gone or isinstance(error, (ValueError, OSError)) else error
-        words = f"{where}: {'another process of the run is gone: ' if gone else ''}{error}"
+        trace_told = None if isinstance(error, (ValueError, OSError)) else error
+        words = f"{where}: {'another process of the run is gone' if gone else error}"
         if self.has_log and not self.world.is_first:
             logging.error(words, exc_info=trace_told)
             trace_told = None
@@ -47,7 +47,7 @@ class Failure:
         if self.world.size > 1:
             end_soon()
         if gone:
-            self._told = ConnectionError(words)
+            self._told = ConnectionError("another process of the run is gone")
             raise self._told from error
 
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from open_lm import storage
 from open_lm.params.check import TOPICS
 from open_lm.params.fields import build_parser
 from open_lm.train.loop import Nothing, Position
@@ -69,9 +70,10 @@ def lock_run_folder(path: Path, patience: float = 60.0) -> IO[str]:
 
 def sign_lock(lock: IO[str]) -> None:
     """Say in the lock of a run folder who writes there: of a run whose options are right, so that a restart takes no other for its own."""
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n{launcher()}\n")
-    lock.flush()
+    with storage.tell_full_disk(lock.name):
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n{launcher()}\n")
+        lock.flush()
 
 
 def started_by_torchrun() -> bool:
