@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import errno
 import logging
-import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from open_lm.command_line import end_on_signals  # noqa: E402
+
+end_on_signals(__name__, "; the same command goes on from here")
+
 from open_lm.params.fields import parse_topics  # noqa: E402
 from open_lm.tokens.options import InputOptions, Options, OutputOptions, RunOptions, TokenizerOptions  # noqa: E402
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGINT."""
-
-
-def _stop(number: int, frame: object) -> None:
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)  # a second one would cut the tidying short
-    raise Stopped(number)
 
 
 def main() -> int:
@@ -37,14 +30,9 @@ def main() -> int:
         from open_lm.tokens.preprocess import preprocess
         from open_lm.tokens.stats import table
 
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, _stop)
         counts = preprocess(Options(*(found[topic] for topic in topics)))
         if counts is not None:
             print(table(counts))
-    except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.args[0]).name}; the same command goes on from here", file=sys.stderr)
-        return 128 + int(stopped.args[0])
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

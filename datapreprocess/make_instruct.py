@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
-import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from open_lm.command_line import end_on_signals  # noqa: E402
+
+end_on_signals(__name__, "; the same command goes on from here")
 
 from open_lm.params.fields import parse_topics  # noqa: E402
 from open_lm.tokens.instruct.options import (  # noqa: E402
@@ -24,16 +27,6 @@ from open_lm.tokens.instruct.options import (  # noqa: E402
 )
 
 
-class Stopped(BaseException):
-    """SIGTERM or SIGINT."""
-
-
-def _stop(number: int, frame: object) -> None:
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)  # a second one would cut the tidying short
-    raise Stopped(number)
-
-
 def main() -> int:
     """Exit status 0; 2 for bad options or input; 1 for files that can't be read or written, or killed workers; 128 + n for a signal."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%Y-%m-%d,%H:%M:%S")
@@ -42,12 +35,7 @@ def main() -> int:
         found, _ = parse_topics(topics, prog="make_instruct.py", description=__doc__)
         from open_lm.tokens.instruct.command import make_instruct
 
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, _stop)
         print(make_instruct(InstructOptions(*(found[topic] for topic in topics))))
-    except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.args[0]).name}; the same command goes on from here", file=sys.stderr)
-        return 128 + int(stopped.args[0])
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

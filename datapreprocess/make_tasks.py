@@ -9,6 +9,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from open_lm.command_line import end_on_signals  # noqa: E402
+
+end_on_signals(__name__)
+
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 from open_lm.tokens.reading.texts import read_texts  # noqa: E402
 from open_lm.tokens.tools.tasks_from_text import write_tasks  # noqa: E402

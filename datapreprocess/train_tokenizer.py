@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from open_lm.command_line import end_on_signals  # noqa: E402
+
+end_on_signals(__name__)
+
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:

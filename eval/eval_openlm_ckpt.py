@@ -11,6 +11,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from open_lm.command_line import end_on_signals  # noqa: E402
+
+end_on_signals(__name__)
+
 from open_lm.evaluation.command import run_eval  # noqa: E402
 
 

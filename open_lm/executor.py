@@ -125,7 +125,12 @@ class LocalExecutor:
         with _set_environment({**self._environment, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}):
             from multiprocessing import forkserver
 
-            forkserver.ensure_running()
+            # a terminal's interrupt is the first process's affair, also while the server imports; its children inherit that
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return context
 
     def _end_pool(self, at_once: bool) -> None:
@@ -184,10 +189,9 @@ def _set_environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _start_worker(environment: dict[str, str]) -> None:
     """In each worker: the first process's environment as it is now (the server has that of its start: other credentials, perhaps);
-    one thread; an interrupt of the terminal is the first process's affair; no life after its death."""
+    one thread; no life after its death."""
     os.environ.update(environment)
     _one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()

@@ -1,8 +1,9 @@
 """The command of a training run: `torchrun --nproc-per-node N -m open_lm.main ...`, or `python -m open_lm.main ...` for one process.
 
 Exit codes: 0 finished, now or before; 1 an error while it ran; 2 a mistake that the user can mend, told before anything started;
-3 ended by a signal, 4 by --time-limit, with the state saved; 5 by --max-nonfinite-steps, nothing saved; 6 by the watchdog;
-130 interrupted before training or by a second SIGINT. torchrun itself makes 1 of all but 0; `ending.json` in the run folder says more.
+3 ended by a signal while it trained, 4 by --time-limit, with the state saved; 5 by --max-nonfinite-steps, nothing saved; 6 by the
+watchdog; 130 and 143 ended by SIGINT and SIGTERM before it trained, 130 also by a second SIGINT. torchrun itself makes 1 of all but 0,
+and says why in its summary; `ending.json` in the run folder says more.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from open_lm.params import UserError, parse_params
-from open_lm.params.check import TOPICS, validates_only
-from open_lm.params.fields import given_options
+from open_lm.command_line import end, end_on_signals
+
+end_on_signals(__name__)
+
+from open_lm.params import UserError, parse_params  # noqa: E402
+from open_lm.params.check import TOPICS, validates_only  # noqa: E402
+from open_lm.params.fields import given_options  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,16 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with join_world(params.parallel) as world:
             if validates_only(params.flat()):
                 return run_validation(params, world, warnings, given_options(TOPICS, argv))
-            return run(params, world, warnings)
-    except UserError as error:
-        for problem in error.problems if rank == 0 else ():  # every process found the same
-            print(f"open_lm: error: {problem}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"open_lm: error on process {rank}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+            code = run(params, world, warnings)
+        return end(code, together=True) if code else 0
+    except UserError as error:  # every process found the same
+        return end(2, "\n".join(f"open_lm: error: {problem}" for problem in error.problems), together=True)
+    except (ValueError, OSError) as error:
+        return end(1, f"open_lm: error on process {rank}: {error}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_lm import __version__
+from open_lm import __version__, storage
 from open_lm.checkpoint.average import average_weights
 from open_lm.checkpoint.epoch_pair import is_pair, load_pair
 from open_lm.checkpoint.load import open_weights
@@ -154,7 +154,7 @@ def describe_run(job: Job) -> None:
     write_params(job.folder, resolved)
     write_plans(job.folder.path, job.lineage.plans, job.lineage.batches, length.total_steps)
     if job.data.tokenizer:
-        (job.folder.path / "tokenizer.json").write_text(job.data.tokenizer.json_text, encoding="utf-8")
+        storage.write_bytes(str(job.folder.path / "tokenizer.json"), job.data.tokenizer.json_text.encode())
     if params.log.copy_codebase:
         copy_code(job.folder)
     for line in (*job.lines(), *(f"  {name}: {value}" for name, value in sorted(resolved.items()))):

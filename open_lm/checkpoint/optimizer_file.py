@@ -19,9 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from open_lm import storage
 from open_lm.checkpoint.run_state import RunState
-from open_lm.checkpoint.weights import clean_name, fill, openlm_order, read_pt
+from open_lm.checkpoint.weights import clean_name, fill, openlm_order, read_pt, write_pt
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -70,8 +69,7 @@ def in_openlm_keys(moments: Mapping[str, Mapping[str, Tensor]], group: Mapping[s
 def write_optimizer(path: Path, content: Mapping[str, Any], state: RunState) -> None:
     """Write an optimizer file, whole or not at all, with the state that lets a run of ours go on from it exactly."""
     plain = json.loads(json.dumps(asdict(state)))  # torch's own version is no plain string
-    with storage.atomic_write(path) as file:
-        torch.save({**content, "run_state": plain}, file)
+    write_pt(path, {**content, "run_state": plain})
 
 
 def read_optimizer(path: str) -> dict[str, Any]:

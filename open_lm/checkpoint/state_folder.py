@@ -35,8 +35,8 @@ class NewState(Protocol):
     url: str
     """Where it will be."""
 
-    def part(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A file of shards: durable when the context ends."""
+    def part(self, name: str, size: int = 0) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file of shards, of about `size` bytes: durable when the context ends."""
         ...
 
     def publish(self, metadata: bytes, state: bytes) -> None:
@@ -78,9 +78,11 @@ class _LocalState:
         self.url = str(self.target)
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[IO[bytes]]:
-        self.temporary.mkdir(parents=True, exist_ok=True)
-        with open(self.temporary / name, "xb") as file:
+    def part(self, name: str, size: int = 0) -> Iterator[IO[bytes]]:
+        path = self.temporary / name
+        with storage.tell_full_disk(self.target / name, size, path):
+            self.temporary.mkdir(parents=True, exist_ok=True)
+        with storage.tell_full_disk(self.target / name, size, path), open(path, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -120,7 +122,7 @@ class _RemoteState:
         self.url = storage.join(folder, f"step_{step}")
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[IO[bytes]]:
+    def part(self, name: str, size: int = 0) -> Iterator[IO[bytes]]:
         file = io.BytesIO()
         yield file
         storage.write_bytes(storage.join(self.url, name), file.getvalue())

@@ -37,7 +37,7 @@ from open_lm.checkpoint.state_folder import NewState, new_state
 _PATIENCE = timedelta(hours=2)  # for the slowest process's part
 
 
-class SaveError(RuntimeError):
+class SaveError(OSError):
     """A run state could not be written; the ones before it stand."""
 
 
@@ -254,7 +254,7 @@ def _write_parts(new: NewState, plan: _Plan, sources: Sequence[Tensor], rank: in
     waiting = list(zip(plan.pieces, sources, strict=True))
     while waiting:
         name = f"{rank}_{len(parts.files)}-{plan.attempt}.distcp"
-        with new.part(name) as file:
+        with new.part(name, sum(source.nbytes for _, source in waiting)) as file:
             summed = _Summed(file)
             while waiting and (not summed.bytes or new.part_bytes is None or summed.bytes + waiting[0][1].nbytes <= new.part_bytes):
                 index, source = waiting.pop(0)

@@ -6,6 +6,7 @@ sharded file is one tensor's part at a time.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,8 +36,10 @@ def mapped_tensors(shapes: Shapes, folder: str | Path | None = None) -> dict[str
     """
     sizes = {name: -(-shape.numel() * dtype.itemsize // 64) * 64 for name, (shape, dtype) in shapes.items()}
     with tempfile.NamedTemporaryFile(prefix=".openlm-", suffix=".tmp", dir=folder) as file:
-        file.truncate(max(64, sum(sizes.values())))
-        whole = torch.UntypedStorage.from_file(file.name, True, max(64, sum(sizes.values())))
+        total = max(64, sum(sizes.values()))
+        with storage.tell_full_disk(file.name, total):
+            os.posix_fallocate(file.fileno(), 0, total)  # a hole that can't be filled later would be a bus error
+        whole = torch.UntypedStorage.from_file(file.name, True, total)
     tensors, place = {}, 0
     for name, (shape, dtype) in shapes.items():
         part: Any = whole[place : place + shape.numel() * dtype.itemsize]

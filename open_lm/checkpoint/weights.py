@@ -61,6 +61,8 @@ def read_pt(path: str) -> Any:
     try:
         with _at_hand(path) as file:
             return _load(file)
+    except storage.FullDiskError:  # under the copy
+        raise
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -107,9 +109,9 @@ def _at_hand(path: str) -> Iterator[Path]:
         yield storage.local_path(path)
         return
     with tempfile.NamedTemporaryFile(prefix="openlm-", suffix=".pt") as copy:
-        with storage.open_read(path) as file:
+        with storage.open_read(path) as file, storage.tell_full_disk(copy.name):
             shutil.copyfileobj(file, copy, 1 << 20)
-        copy.flush()
+            copy.flush()
         yield Path(copy.name)
 
 
@@ -204,14 +206,24 @@ def write_weights(path: Path, state_dict: Mapping[str, Tensor], about: Mapping[s
         about: plain values only (numbers, strings, lists, dicts, None), so that the file loads without unpickling.
         key: under which the tensors lie.
     """
-    with storage.atomic_write(path) as file:
-        torch.save({**about, key: {name: state_dict[name] for name in openlm_order(state_dict)}}, file)
+    write_pt(path, {**about, key: {name: state_dict[name] for name in openlm_order(state_dict)}})
 
 
 def write_stats(path: Path, content: Mapping[str, Any]) -> None:
     """Write a `stats_N.pt`: plain values, whole or not at all."""
-    with storage.atomic_write(path) as file:
-        torch.save(dict(content), file)
+    write_pt(path, dict(content))
+
+
+def write_pt(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a .pt file, whole or not at all."""
+    with storage.atomic_write(path, size=_tensor_bytes(content)) as file:
+        torch.save(content, file)
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_tensor_bytes, value.values()))
+    return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def newest_weights(folder: str | Path) -> Path | None:

@@ -194,8 +194,7 @@ def fetch_history(run: str, folder: Path) -> None:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 data = storage.read_bytes(storage.join(run, name))
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(data)
+                storage.write_bytes(str(folder / name), data)
     except OSError as error:
         raise ValueError(f"--run {run}: {error}") from None
     if not any(folder.iterdir()):

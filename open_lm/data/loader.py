@@ -336,7 +336,7 @@ class Loader:
                 raise
             self.close()  # a killed worker shows as any of these, depending on where it was
             why = " ".join(str(error).split())[:200]
-            raise RuntimeError(f"a data worker ended before its time, perhaps killed for want of memory: {why}") from error
+            raise ChildProcessError(f"a data worker ended before its time, perhaps killed for want of memory: {why}") from error
 
     def close(self) -> None:
         """End the workers."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from open_lm import storage
 from open_lm.report.run import LogStep, RunLog, Scores
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def _draw(path: Path, draw: Callable[[Axes], None], height: float = 3.8) -> None
         axes = figure.subplots()
         axes.grid(True, color="#e4e4e4", linewidth=0.8)
         draw(axes)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        with storage.atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
 
 def draw_panels(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
@@ -55,7 +57,8 @@ def draw_panels(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> 
         for one in axes:
             one.grid(True, color="#e4e4e4", linewidth=0.8)
         draw(axes)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        with storage.atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
 
 def token_unit(largest: float) -> tuple[float, str]:

@@ -77,7 +77,7 @@ class Conversion:
     def add(self, line: Line) -> None:
         """Note a finished shard, on the disk."""
         self.lines[line.name] = line
-        with self._path.open("a", encoding="utf-8") as file:
+        with storage.tell_full_disk(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line.to_json() + "\n")
             file.flush()
             os.fsync(file.fileno())

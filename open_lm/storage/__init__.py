@@ -2,7 +2,8 @@
 
     list_files, expand, expand_braces, stat, size, exists   what is there
     open_read, read_bytes                     reading; a remote file survives faults and goes on where it was
-    upload, write_bytes, remove               writing, compared with what was sent; atomic_write for local files
+    upload, write_bytes, remove               writing, compared with what was sent; atomic_write for local files,
+                                              tell_full_disk around others
     is_remote, local_path, join, parent       names
     file_kind, instead_of                       what a file is by its first bytes, for messages
 
@@ -17,13 +18,14 @@ from __future__ import annotations
 from open_lm.storage.faults import StorageError
 from open_lm.storage.kind import FIRST_BYTES, file_kind, instead_of, is_json
 from open_lm.storage.listing import Stored, exists, expand, expand_braces, list_files, size, stat
-from open_lm.storage.local import atomic_write
+from open_lm.storage.local import FullDiskError, atomic_write, tell_full_disk
 from open_lm.storage.reader import open_read, read_bytes
 from open_lm.storage.urls import is_remote, join, local_path, parent
 from open_lm.storage.writing import remove, upload, write_bytes
 
 __all__ = [
     "FIRST_BYTES",
+    "FullDiskError",
     "StorageError",
     "Stored",
     "atomic_write",
@@ -43,6 +45,7 @@ __all__ = [
     "remove",
     "size",
     "stat",
+    "tell_full_disk",
     "upload",
     "write_bytes",
 ]

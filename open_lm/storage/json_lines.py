@@ -8,12 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from open_lm.storage.local import atomic_write
+from open_lm.storage.local import atomic_write, tell_full_disk
 
 
 def add_line(path: Path, value: Any) -> None:
     """Add a value."""
-    with open(path, "a", encoding="utf-8") as file:
+    with tell_full_disk(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(_finite(value), allow_nan=False) + "\n")
 
 

@@ -59,7 +59,7 @@ def upload(path: str | Path, url: str, stop: threading.Event | None = None) -> S
     """
     with open(path, "rb") as file:
         if not is_remote(url):
-            with atomic_write(local_path(url)) as copy:
+            with atomic_write(local_path(url), size=os.fstat(file.fileno()).st_size) as copy:
                 shutil.copyfileobj(file, copy, _HASHED)
             return stat(url)
         before = os.fstat(file.fileno())
@@ -77,7 +77,7 @@ def write_bytes(url: str, data: bytes) -> Stored:
     if is_remote(url):
         read, put = lambda start, stop: data[start:stop], lambda clients, there: clients.pipe_file(there, data)
         return _send_and_compare(url, Payload(len(data), read, put))
-    with atomic_write(local_path(url)) as file:
+    with atomic_write(local_path(url), size=len(data)) as file:
         file.write(data)
     return stat(url)
 

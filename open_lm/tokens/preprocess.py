@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
@@ -164,7 +165,7 @@ def _deciding(options: Options, tokenizer: Tokenizer, sizes: Sizes) -> dict[str,
 
 def _encoder_work(options: Options, tokenizer: Tokenizer, folder: WorkFolder) -> EncoderWork:
     file = folder.path / TOKENIZER
-    file.write_text(tokenizer.json_text, encoding="utf-8")
+    storage.write_bytes(str(file), tokenizer.json_text.encode())
     chosen = options.tokenizer
     return EncoderWork(
         tokenizer_file=str(file),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from pathlib import Path
 from types import TracebackType
 
+import torch.distributed as dist
+
+from open_lm.command_line import tell_launcher
 from open_lm.train.guard import Guard, add_to_log, end_soon
 from open_lm.train.parallel import World
 
@@ -32,9 +36,21 @@ class Failure:
             return
         self._told, step = error, self.guard.step
         where = f"process {self.world.rank} stopped" + ("" if step is None else f" in or after step {step + 1}")
-        if self.has_log:
-            logging.error(f"{where}: {error}", exc_info=None if isinstance(error, ValueError) else error)
-        if not self.world.is_first:
-            add_to_log(self.log, f"{where}: {error}")
+        gone = _peer_is_gone(error)
+        trace_told = None if isinstance(error, (ValueError, OSError)) else error
+        words = f"{where}: {'another process of the run is gone' if gone else error}"
+        if self.has_log and not self.world.is_first:
+            logging.error(words, exc_info=trace_told)
+            trace_told = None
+        add_to_log(self.log, words + (f"\n{''.join(traceback.format_exception(trace_told))}" if trace_told else ""))  # main prints it
+        tell_launcher(words)
         if self.world.size > 1:
             end_soon()
+        if gone:
+            self._told = ConnectionError("another process of the run is gone")
+            raise self._told from error
+
+
+def _peer_is_gone(error: Exception) -> bool:
+    """Whether a collective failed because a process at its other end ended."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

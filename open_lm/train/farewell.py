@@ -6,6 +6,7 @@ import json
 import logging
 
 from open_lm import storage
+from open_lm.command_line import tell_launcher
 from open_lm.train.endings import FINISHED, NOT_FINITE, Ending
 from open_lm.train.launcher import launcher, next_command, was_ours
 from open_lm.train.loop import Position
@@ -22,13 +23,15 @@ def leave(folder: RunFolder, ending: Ending, end: Position) -> None:
         json.dump({**told, "next": None if ending is FINISHED else command, "launcher": launcher()}, file, indent=1)
     if ending is FINISHED:
         logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {folder.checkpoints}")
-    elif ending.exit_code == NOT_FINITE:
-        logging.error(
+        return
+    words = f"Ended at step {end.step} ({ending.why}), state saved. To go on: {command}"
+    if ending.exit_code == NOT_FINITE:
+        words = (
             f"Ended at step {end.step} ({ending.why}); nothing saved, the last whole checkpoint stands. The batches: skipped_steps.jsonl. "
             f"To go on from the checkpoint, with a lower --lr or --skip-spikes 6: {command}"
         )
-    else:
-        logging.info(f"Ended at step {end.step} ({ending.why}), state saved. To go on: {command}")
+    tell_launcher(words)
+    logging.log(logging.ERROR if ending.exit_code == NOT_FINITE else logging.INFO, words)
 
 
 def begin(folder: RunFolder) -> None:

@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from open_lm.command_line import forked, tell_launcher
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STUCK, INTERRUPTED = 6, 130
 """Exit codes: the watchdog's, and that of a second SIGINT."""
@@ -37,14 +39,10 @@ _guarded = False  # whether a guard of this process holds the wake-up pipe
 
 
 def _forked() -> None:
-    """A child, such as a data worker, has no part in its parent's signals; a terminal's SIGINT, sent to all, is the parent's to answer."""
     global _guarded
     if _guarded:
         _guarded = False
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+        forked()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -144,6 +142,7 @@ class Guard:
 
     def _end(self, code: int, why: str, wait: float = 0.0) -> None:
         tell(self.log, f"{self.who}: {why}")
+        tell_launcher(f"{self.who}: {why.splitlines()[0]}")
         time.sleep(wait)
         os._exit(code)
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from open_lm import storage
 from open_lm.params.check import TOPICS
 from open_lm.params.fields import build_parser
 from open_lm.train.loop import Nothing, Position
@@ -34,9 +35,9 @@ class LauncherWatch(Nothing):
         self.parent = os.getppid()
 
     def after_step(self, position: Position, result: StepResult) -> None:
-        """Raises RuntimeError when the launcher has died."""
+        """Raises ProcessLookupError when the launcher has died."""
         if os.getppid() != self.parent:
-            raise RuntimeError(
+            raise ProcessLookupError(
                 f"step {position.step}: the launcher of this run is gone; nothing more is written. Start it with --resume latest"
             )
 
@@ -69,9 +70,10 @@ def lock_run_folder(path: Path, patience: float = 60.0) -> IO[str]:
 
 def sign_lock(lock: IO[str]) -> None:
     """Say in the lock of a run folder who writes there: of a run whose options are right, so that a restart takes no other for its own."""
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n{launcher()}\n")
-    lock.flush()
+    with storage.tell_full_disk(lock.name):
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n{launcher()}\n")
+        lock.flush()
 
 
 def started_by_torchrun() -> bool:

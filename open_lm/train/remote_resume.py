@@ -145,14 +145,14 @@ def _fetch_files(remote: RemoteFolder, state: str, place: Path) -> None:
         for (name, expected), found in zip(files.items(), got, strict=True):
             if found != expected:
                 raise ValueError(f"checkpoint {remote.url_of(state)}: {name} is not as it was written")
-    (place / STATE_FILE).write_bytes(mark)
+    storage.write_bytes(str(place / STATE_FILE), mark)
 
 
 def _fetch(url: str, path: Path) -> tuple[int, str]:
     """Bytes and sha256 of a file that is copied here. Raises ValueError where it is absent: its state is not whole."""
     digest, size = hashlib.sha256(), 0
     try:
-        with storage.open_read(url) as source, open(path, "wb") as target:
+        with storage.open_read(url) as source, storage.tell_full_disk(path), open(path, "wb") as target:
             while data := source.read(_BUFFER):
                 target.write(data)
                 digest.update(data)

@@ -269,7 +269,7 @@ def _files(folder: Path, below: Path, hidden: bool = False) -> Iterator[str]:
 
 def take_snapshot(path: Path, copy: Path) -> tuple[int, int]:
     """A copy of a file that may grow meanwhile, as it was at one moment; of lines, only whole ones. Returns the file's signature then."""
-    with open(path, "rb") as source, open(copy, "wb") as target:
+    with open(path, "rb") as source, storage.tell_full_disk(copy, path.stat().st_size), open(copy, "wb") as target:
         taken = signature(os.fstat(source.fileno()))
         left = taken[0]
         while left and (data := source.read(min(left, 1 << 20))):

@@ -104,12 +104,28 @@ def start_logging(folder: RunFolder, params: LogParams, world: World) -> None:
     handlers: list[logging.Handler] = [_BarHandler()] if world.is_first else []
     if world.is_first or params.log_local:
         name = "out.log" if world.is_first else f"out-{world.rank}.log"
-        handlers.append(logging.FileHandler(folder.path / name, encoding="utf-8"))
+        handlers.append(_LogFile(folder.path / name, encoding="utf-8"))
     for handler in handlers or [logging.NullHandler()]:
         handler.setFormatter(_FORMAT)
         root.addHandler(handler)
     for noisy in ("fsspec", "matplotlib", "urllib3", "botocore", "aiobotocore", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _LogFile(logging.FileHandler):
+    """Says once on stderr that lines are lost; a log that can't be written stops no training."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.setLevel(logging.CRITICAL + 1)
+        try:
+            with storage.tell_full_disk(self.baseFilename):
+                raise error
+        except OSError as full:
+            print(f"the log gets no more lines: {full}", file=sys.stderr, flush=True)
 
 
 class _BarHandler(logging.Handler):

@@ -29,17 +29,20 @@ class JsonLines:
 
     def __init__(self, path: Path, start_step: int):
         drop_after(path, start_step, others_stay=False)
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
+        with storage.tell_full_disk(path):
+            self.file = open(path, "a", encoding="utf-8")  # open as long as the run
 
     def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
         """Training metrics only; validations are in results.jsonl."""
         if group == "train":
-            self.file.write(json.dumps(metrics) + "\n")
-            self.file.flush()
+            with storage.tell_full_disk(self.file.name):
+                self.file.write(json.dumps(metrics) + "\n")
+                self.file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        with storage.tell_full_disk(self.file.name):
+            self.file.close()
 
 
 class TensorBoard:
@@ -49,17 +52,21 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         again = path.is_dir()  # also a run that was stopped before its first checkpoint made steps that are now made again
-        self.writer = SummaryWriter(str(path), purge_step=start_step + 1 if again else None)
+        self.path = path
+        with storage.tell_full_disk(path):
+            self.writer = SummaryWriter(str(path), purge_step=start_step + 1 if again else None)
 
     def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
         """Numbers as `<group>/<name>` by step."""
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        with storage.tell_full_disk(self.path):
+            for name, value in metrics.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
         """Flush the event file."""
-        self.writer.close()
+        with storage.tell_full_disk(self.path):
+            self.writer.close()
 
 
 class Wandb:

@@ -284,5 +284,5 @@ def test_a_process_whose_launcher_is_gone_stops_and_says_so(monkeypatch: pytest.
     watch, zero = LauncherWatch(), torch.zeros(())
     watch.after_step(Position(6, 48, 0, 0), StepResult(zero, zero, zero, zero, zero))
     monkeypatch.setattr("os.getppid", lambda: 1)
-    with pytest.raises(RuntimeError, match="step 7: the launcher of this run is gone; nothing more is written"):
+    with pytest.raises(ProcessLookupError, match="step 7: the launcher of this run is gone; nothing more is written"):
         watch.after_step(Position(7, 56, 0, 0), StepResult(zero, zero, zero, zero, zero))

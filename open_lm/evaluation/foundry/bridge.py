@@ -275,7 +275,7 @@ def _fetched(uri: str, folder: Path) -> str:
     if uri.startswith("hf://") or not storage.is_remote(uri):
         return uri if uri.startswith("hf://") else str(storage.local_path(uri).resolve())
     path = folder / f"fetched-{os.getpid()}.jsonl"
-    path.write_bytes(storage.read_bytes(uri))
+    storage.write_bytes(str(path), storage.read_bytes(uri))
     return str(path)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
 from open_lm.tokenizer import Tokenizer
 from open_lm.tokens.plan import Stretch, block_part, plan_groups, stretches, text_bytes, unit_bytes
@@ -65,7 +66,7 @@ def survey(make: Callable[[], V], files: Sequence[InputFile], text_key: str, exe
 def encoder_work(tokenizer: Tokenizer, folder: str) -> EncoderWork:
     """A tokenizer for the workers, who find it in a folder. Nothing is verified: tools write no ids."""
     file = Path(folder) / "tokenizer.json"
-    file.write_text(tokenizer.json_text, encoding="utf-8")
+    storage.write_bytes(str(file), tokenizer.json_text.encode())
     return EncoderWork(
         tokenizer_file=str(file),
         tokenizer_name=tokenizer.name,
