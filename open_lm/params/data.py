@@ -13,8 +13,8 @@ class DataParams:
     """training data"""
 
     train_data: tuple[str, ...] = ()
-    """Shards to train on: brace patterns or globs of tar files, local or behind an url (s3://, https://, hf://, ...), one source each;
-    `a::b` joins parts into one source."""
+    """Shards to train on: brace patterns or globs of tar files, or a manifest.jsonl beside them, local or behind an url (s3://,
+    https://, hf://, ...), one source each; `a::b` joins parts into one source, as are shards of one folder that are named one by one."""
     dataset_manifest: tuple[str, ...] = flag((), "--dataset-metadata")
     """manifest.jsonl files, one source each, read without replacement; their shards lie beside them. Together with --train-data: the
     counts of each of its sources, by file name, for `pipe:` and for shards elsewhere."""

@@ -92,6 +92,8 @@ class Input:
             listed = storage.list_files(folder.rstrip("/") + "/")
         except FileNotFoundError:
             listed = []
+        except ValueError as error:  # a link that leads nowhere
+            raise ValueError(f"--input-dir {error}") from None
         self.files = {_below(folder, stored.url): stored for stored in listed}
         shards = {name: stored for name, stored in self.files.items() if name.endswith(".tar")}
         if not shards:

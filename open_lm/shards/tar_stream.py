@@ -187,7 +187,7 @@ class TarStream:
         if at and not header:
             raise ValueError(
                 f"{self._name}: ends without the end mark of a tar, so members may be missing; fetch it again, or if it is whole "
-                f"append the mark: head -c 1024 /dev/zero >> {self._name}"
+                "append the mark (head -c 1024 /dev/zero)"
             )
         if len(header) < _BLOCK or not _sum_is_right(header):
             wrong = "ends inside a tar header; it is not whole" if len(header) < _BLOCK else f"no tar header at byte {at}; it is damaged"

@@ -123,6 +123,7 @@ MIXES = {
         "1",
     ],
     "manifests": ["--dataset-manifest", "a/16-v1/0", "b/16-v1/0/manifest.jsonl", "--data-streams", "12"],
+    "one by one": ["--train-data", "a/16-v1/0/manifest.jsonl", *(f"b/16-v1/0/shard-000000{i}.tar" for i in range(3))],
     "synthetic": ["--dataset-type", "synthetic"],
 }
 

@@ -180,7 +180,7 @@ def test_a_shard_unlike_its_manifest_is_not_converted(tmp_path: Path) -> None:
     given = corpus(tmp_path / "in")
     shard = given / "1" / "shard-0000000.tar"
     whole = shard.read_bytes()
-    shard.write_bytes(whole[: len(whole) - 1024])
+    shard.write_bytes(whole + bytes(1024))
     with pytest.raises(ValueError, match=rf"{shard}: has \d+ bytes, its manifest says \d+; copy it again"):
         run(given, tmp_path / "out", "npy")
     shard.unlink()
@@ -320,3 +320,23 @@ def test_shards_in_s3_are_converted(s3, tmp_path: Path) -> None:
     run(given, tmp_path / "local", "npy")
     convert(ConvertOptions(s3.url("v1"), str(tmp_path / "remote"), "npy", num_workers=1))
     assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+
+
+def test_joined_tars_are_converted_whole_and_cut_ones_and_links_to_nothing_refused(tmp_path: Path, shared: Path) -> None:
+    case = (shared / "data/cases/two_tars_joined_12_samples.tar").read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.tar").write_bytes(case)
+    assert run(tmp_path / "in", tmp_path / "out", "npy").sequences == 12
+    assert manifest_command([str(tmp_path / "in"), "--num-workers", "1"]) == 0
+    assert [entry.num_sequences for entry in read_manifest(str(tmp_path / "in/manifest.jsonl"))] == [12]
+    assert manifest_command([str(tmp_path / "in"), "--verify", "--num-workers", "1"]) == 0
+    (tmp_path / "in/manifest.jsonl").unlink()
+    for broken, words in ((case[:2048], "ends without the end mark"), (case + b"x", "has bytes behind its end, from byte 20480 on")):
+        (tmp_path / "in/a.tar").write_bytes(broken)
+        with pytest.raises(ValueError, match=rf"a\.tar: {words}"):
+            run(tmp_path / "in", tmp_path / "no", "npy")
+    (tmp_path / "in/a.tar").unlink()
+    (tmp_path / "in/a.tar").symlink_to("gone")
+    with pytest.raises(ValueError, match=r"^--input-dir .*/a\.tar: is a link to gone, which can't be opened"):
+        run(tmp_path / "in", tmp_path / "no", "npy")
+    assert manifest_command([str(tmp_path / "in")]) == 2

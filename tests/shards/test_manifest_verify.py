@@ -107,7 +107,8 @@ def test_without_checksums_damage_that_shows_is_found(data: Path, capsys: pytest
     whole = path.read_bytes()
     for content, words in (
         (whole[:3000], "ends inside its member 000000000002.txt; it is not whole"),
-        (whole[:2048], "has 2 sequences, its manifest says 9"),
+        (whole[:2048], "ends without the end mark of a tar"),
+        (whole[:2048] + bytes(1024), "has 2 sequences, its manifest says 9"),
         (whole.replace(b"[7, 7, 7, 7, 7]", b"[7, 7, 7, 7, x]", 1), "member 000000000000.txt: is not a list of tokens"),
         (
             whole[: 4 * 1024] + whole[4 * 1024 :].replace(b"[7, 7, 7, 7, 7]", b"[7, 7, 7, 77  ]", 1),

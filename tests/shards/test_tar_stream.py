@@ -66,7 +66,7 @@ def read_both(data: bytes, folder: Path) -> list[Member]:
     try:
         found = read(data)
     except ValueError as error:
-        with pytest.raises(ValueError, match=re.escape(str(error).removeprefix("s.tar: ").partition(" >> ")[0])):
+        with pytest.raises(ValueError, match=re.escape(str(error).removeprefix("s.tar: "))):
             list(list_members(path))
         raise
     assert [(name, size) for name, _, size in list_members(path)] == [(member.name, len(member.data)) for member in found]
@@ -82,7 +82,7 @@ def test_a_cut_tar_is_an_error_wherever_it_is_cut(tmp_path: Path) -> None:
     for size in range(0, 4609, 128):
         with pytest.raises(ValueError, match=r"s\.tar: .*(is not whole|is not a tar file|ends without the end mark)"):
             read_both(data[:size], tmp_path)
-    with pytest.raises(ValueError, match=r"ends without the end mark .* head -c 1024 /dev/zero >> s\.tar"):
+    with pytest.raises(ValueError, match=r"ends without the end mark .* append the mark"):
         read(data[:4608])
 
 

@@ -20,7 +20,7 @@ def lines(*values: str) -> bytes:
 def frames(raw: bytes, size: int, content_size: bool = True, checksum: bool = False) -> bytes:
     """Zstd frames of `size` bytes of text each."""
     compressor = zstandard.ZstdCompressor(level=1, write_content_size=content_size, write_checksum=checksum)
-    return b"".join(compressor.compress(raw[i : i + size]) for i in range(0, len(raw), size))
+    return b"".join(compressor.compress(raw[i : i + size]) for i in range(0, max(len(raw), 1), size))
 
 
 def streamed(raw: bytes) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_lm.data import rows
+from open_lm.data import dataset, rows
 from open_lm.params import OptimizerParams, UserError, parse_params
 from open_lm.shards.manifest import write_manifest
 from open_lm.shards.tar import write_shard
@@ -142,6 +142,23 @@ def test_a_run_state_of_version_0_1_goes_on(bench: Any, main_here: Main) -> None
     assert main_here("old", "--resume", "latest") == 0
     assert bench.metrics("old") == bench.metrics("whole")
     assert state(bench, "old", 30)["plans"] == state(bench, "whole", 30)["plans"]
+
+
+@pytest.mark.slow
+def test_a_run_of_version_0_3_goes_on_with_a_source_for_each_shard_of_an_unquoted_glob(
+    bench: Any, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bench.folder)
+    shards = ("--multiple-data-passes", "--train-data", *(f"shards/shard-000000{i}.tar" for i in range(4)))
+    with monkeypatch.context() as old:
+        old.setattr(dataset, "join_shards", lambda names: names)
+        assert run(bench, "whole", *shards) == 0
+    whole = list(read)
+    bench.copy_at("whole", "again", 10)
+    read.clear()
+    assert run(bench, "again", "--resume", "latest", *shards) == 0
+    assert read == whole[80:] and "data: 4 sources read in passes" in bench.log("again")
+    assert bench.metrics("again") == bench.metrics("whole")
 
 
 def test_a_new_plan_begins_at_its_own_first_row_and_is_kept_beside_the_old_one(
