@@ -30,7 +30,7 @@ class JsonLines:
     def __init__(self, path: Path, start_step: int):
         drop_after(path, start_step, others_stay=False)
         with storage.tell_full_disk(path):
-            self.file = open(path, "a", encoding="utf-8")  # open as long as the run
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
 
     def write(self, metrics: Mapping[str, Any], step: int, group: str) -> None:
         """Training metrics only; validations are in results.jsonl."""
