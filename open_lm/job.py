@@ -179,7 +179,7 @@ def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> 
     for checkpoint in (params.model.pretrained, *params.averaging.average):
         file, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
         if file is not None:
-            problems.attempt(load_weights, model, file.state_dict, path)
+            problems.attempt(load_weights, model, file.state_dict, path, file.keys)
     flag = "--pretrained" if params.model.pretrained else "--average"
     problems.found = [f"{flag}: {problem}" for problem in problems.found]
     problems.raise_any()

@@ -211,11 +211,11 @@ def start_weights(model: Transformer, params: Params) -> None:
     """The weights of --pretrained or --average, if one is given. Raises ValueError where they are not read or of another model."""
     if params.model.pretrained:
         file, path = open_weights(params.model.pretrained)
-        load_weights(model, file.state_dict, path)
+        load_weights(model, file.state_dict, path, file.keys)
         logging.info(f"Weights from {path}")
     if params.averaging.average:
         file = average_weights(params.averaging.average, params.averaging.average_coefficients)
-        load_weights(model, file.state_dict, "--average")
+        load_weights(model, file.state_dict, "--average", file.keys)
         logging.info("Weights: " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"]))
 
 

@@ -119,7 +119,7 @@ def _open(params: Params, folder: RunFolder, world: World, given: frozenset[str]
         tasks = problems.attempt(find_tasks, params, carried_tokenizer(*found), config)
         with torch.device("meta"):
             model = Transformer(config, get_kernel("auto"))
-        problems.attempt(load_weights, model, found[0].state_dict, found[1])
+        problems.attempt(load_weights, model, found[0].state_dict, found[1], found[0].keys)
     problems.raise_any()
     assert found and config and kernel and sets is not None
     return _Opened(*found, config, kernel, sets, train_batch or 64, tasks)
@@ -173,7 +173,7 @@ def _config(params: ModelParams, given: frozenset[str], file: WeightsFile, path:
 
 def _validate(params: Params, world: World, folder: RunFolder, opened: _Opened, sinks: list[Sink]) -> None:
     model = Transformer(opened.config, opened.kernel)
-    load_weights(model, opened.file.state_dict, opened.path)
+    load_weights(model, opened.file.state_dict, opened.path, opened.file.keys)
     spread, place, path = parallelize(model, params.parallel, world), _place(opened.file.about), opened.path
     what = f"{len(opened.sets)} sets" + (f" and {len(opened.tasks.tasks)} tasks" if opened.tasks else "")
     logging.info(f"Validating {path} (step {place.step}) on {what} with {world.size} processes; nothing is trained")

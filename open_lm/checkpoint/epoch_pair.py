@@ -115,5 +115,5 @@ def newest_pair(folder: Path, with_optimizer: bool = False) -> tuple[Path, RunSt
 def load_pair(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Fill model and optimizer, plain or spread over processes. Raises ValueError where the files are of another model."""
     weights, beside = read_weights(str(path)), optimizer_path(str(path))
-    load_weights(model, weights.state_dict, str(path))
+    load_weights(model, weights.state_dict, str(path), weights.keys)
     load_moments(model, optimizer, read_optimizer(beside), list(weights.state_dict), beside)

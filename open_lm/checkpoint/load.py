@@ -50,7 +50,7 @@ def load_model(
     with torch.device("meta"):
         model = Transformer(choose_config(file, path, model_config, flags), get_kernel(kernel))
     model.to(widest_type(file.state_dict)).to_empty(device=device)
-    load_weights(model, file.state_dict, path)
+    load_weights(model, file.state_dict, path, file.keys)
     return model.eval(), carried_tokenizer(file, path)
 
 

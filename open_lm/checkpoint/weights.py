@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from open_lm import storage
 from open_lm.params.fields import nearest
 
-_PREFIXES = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+"""Parts of a name that DDP, compilation, checkpointing and FSDP put into it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class WeightsFile:
 
     state_dict: dict[str, Tensor]
     about: dict[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """How the file itself calls the tensors, for messages."""
 
 
 def clean_name(name: str) -> str:
     """A parameter's name without what wrappers put into it."""
-    for prefix in _PREFIXES:
-        name = name.replace(prefix, "")
-    return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _numpy_scalars() -> list[Any]:
@@ -129,7 +130,10 @@ def read_weights(path: str) -> WeightsFile:
         content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"checkpoint {path}: holds no state_dict of tensors")
-    return WeightsFile({clean_name(name): value for name, value in content.items()}, about)
+    keys = {clean_name(str(key)): str(key) for key in content}
+    if twice := next((str(key) for key in content if keys[clean_name(str(key))] != str(key)), None):
+        raise ValueError(f"checkpoint {path}: holds {twice} and {keys[clean_name(twice)]}, which are one parameter; keep one of them")
+    return WeightsFile({clean_name(str(key)): value for key, value in content.items()}, about, keys)
 
 
 def widest_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
@@ -144,12 +148,13 @@ def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: first.setdefault((t.untyped_storage().data_ptr(), t.storage_offset(), t.shape), name) for name, t in tensors.items()}
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, keys: Mapping[str, str] | None = None) -> None:
     """Copy weights into a model, plain or spread over processes; each of those takes its part, without communication.
 
     Args:
         weights: by parameter name; one name of a tied tensor is enough.
         source: the file, for messages.
+        keys: how the file calls the tensors, for messages.
 
     Raises:
         ValueError: names or shapes of another model, with the first differences.
@@ -157,17 +162,20 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     named = {clean_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     same = {name: [other for other, q in named.items() if q is p] for name, p in named.items()}
     given = {name: value for name, value in weights.items() if not name.endswith("inv_freq")}
-    problems = [f"has {name}, which the model lacks.{nearest(name, named)}" for name in given if name not in named]
+    keys = keys or {}
+    problems = [f"has {keys.get(name, name)}, which the model lacks.{nearest(name, named)}" for name in given if name not in named]
     found: dict[str, Tensor] = {}
     for name, parameter in named.items():
-        value = next((given[n] for n in (name, *same[name]) if n in given), None)
-        if value is None:
+        own = next((n for n in (name, *same[name]) if n in given), None)
+        if own is None:
             problems.append(f"lacks {name}")
-        elif value.shape != parameter.shape:
-            problems.append(f"{name} is {list(value.shape)}, the model's is {list(parameter.shape)}")
+        elif given[own].shape != parameter.shape:
+            problems.append(f"{keys.get(own, own)} is {list(given[own].shape)}, the model's is {list(parameter.shape)}")
         else:
-            found[name] = value
-    problems += [f"{name} and {first} differ, which are one in the model" for name, first in _torn(found, same)]
+            found[name] = given[own]
+    problems += [
+        f"{keys.get(name, name)} and {keys.get(first, first)} differ, which are one in the model" for name, first in _torn(found, same)
+    ]
     if problems:
         more = f" (and {len(problems) - 3} more differences)" if len(problems) > 3 else ""
         raise ValueError(f"checkpoint {source}: belongs to another model: {'; '.join(problems[:3])}{more}; check --model")

@@ -52,7 +52,7 @@ class ModelChoice:
             return
         with torch.device("meta"):
             model = Transformer(choose_config(file, path, self.config, self.flags), get_kernel(self.kernel))
-        load_weights(model, file.state_dict, path)
+        load_weights(model, file.state_dict, path, file.keys)
 
 
 @dataclass(frozen=True)

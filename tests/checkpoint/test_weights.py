@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import pickle
 import re
@@ -31,11 +32,19 @@ def tiny(**changes: Any) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def model_json(folder: Path) -> str:
+    (folder / "model.json").write_text(json.dumps(CONFIG))
+    return str(folder / "model.json")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module.", "module._fsdp_wrapped_module._checkpoint_wrapped_module."],
+)
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_every_shape_of_state_dict_loads(tmp_path: Path, prefix: str, wrapped: bool) -> None:
     source, target = tiny(), tiny()
-    state = {prefix + name: value for name, value in source.state_dict().items()}
+    state = {f"{prefix}{name.replace('attention.', f'attention.{prefix}')}": value for name, value in source.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 1} if wrapped else state, tmp_path / "w.pt")
     load_weights(target, read_weights(str(tmp_path / "w.pt")).state_dict, "w.pt")
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters()))
@@ -72,6 +81,20 @@ def test_another_model_is_told_by_names_and_shapes(tmp_path: Path) -> None:
         load_weights(tiny(), tiny(hidden_dim=32).state_dict(), "w.pt")
     with pytest.raises(ValueError, match="has layers.1.attention.in_proj.weight, which the model lacks"):
         load_weights(tiny(), tiny(n_layers=2).state_dict(), "w.pt")
+
+
+def test_messages_have_the_files_own_keys(tmp_path: Path) -> None:
+    inner, path = "_fsdp_wrapped_module.layers.0._checkpoint_wrapped_module.attention.in_proj.weight", tmp_path / "w.pt"
+    state = {f"_fsdp_wrapped_module.{name}": value for name, value in tiny().state_dict().items() if "in_proj" not in name}
+    torch.save({**state, inner: torch.zeros(2, 2), "_fsdp_wrapped_module.head": torch.zeros(1)}, path)
+    file = read_weights(str(path))
+    words = rf"has _fsdp_wrapped_module.head, which the model lacks.*; {inner} is \[2, 2\], the model's is \[48, 16\]; check --model"
+    for load in (lambda: load_weights(tiny(), file.state_dict, str(path), file.keys), lambda: load_model(path, model_json(tmp_path))):
+        with pytest.raises(ValueError, match=words):
+            load()
+    torch.save({**state, inner: torch.zeros(48, 16), f"module.{inner}": torch.zeros(48, 16)}, path)
+    with pytest.raises(ValueError, match=f"holds {inner} and module.{inner}, which are one parameter"):
+        read_weights(str(path))
 
 
 class Attack:
