@@ -117,6 +117,7 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     yield from _averagers(v)
     if v["ignore_parse_errors"] and not v["data_tolerate_error_p"]:
         yield "--ignore-parse-errors: give the share of rows that may be lost by --data-tolerate-error-p"
+    yield from _not_deterministic(v)
     if v["precision"] == "fp32" and v["fsdp_amp"]:
         yield "--precision fp32 with --fsdp-amp: contradict each other; use --precision amp_bfloat16, or leave --fsdp-amp out"
     if v["delete_previous_checkpoint"] and v["keep_last"] not in (0, 1):
@@ -165,6 +166,16 @@ def _validation_only(v: dict[str, object]) -> Iterator[str]:
             yield f"--{name.replace('_', '-')}: there is nothing to train; leave it out, or give --train-data"
     if v["resume"] == "latest" and v["name"] is None:
         yield "--resume latest without training data: validates the newest checkpoint of a run; give its --name"
+
+
+def _not_deterministic(v: dict[str, object]) -> Iterator[str]:
+    """What does not give the same bits twice."""
+    if v["deterministic"] and v["torchcompile"]:
+        yield "--deterministic with --torchcompile: compiled kernels are chosen by their measured time; leave one out"
+    if v["deterministic"] and v["attn_name"] == "xformers_attn":
+        yield "--deterministic with --attn-name xformers_attn: its backward pass is not deterministic; use --attn-name auto"
+    if v["deterministic"] and v["ddp_static_graph"] and not v["fsdp"]:
+        yield "--deterministic with --ddp-static-graph: its buckets change after the first step; leave one out"
 
 
 def _intervals(v: dict[str, object]) -> Iterator[str]:

@@ -110,6 +110,8 @@ class ParallelParams:
 
     precision: Literal["amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "fp32"] = "amp_bfloat16"
     """amp_*: fp32 weights and autocast; bf16, fp16, fp32: everything in that type."""
+    deterministic: bool = False
+    """The same command gives the same weights to the bit on a GPU too, also over a resume on the same number of processes; slower."""
     grad_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     torchcompile: bool = False

@@ -47,21 +47,39 @@ def join_world(params: ParallelParams) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if params.preset_world_size not in (None, size):
         raise ValueError(f"--preset-world-size {params.preset_world_size}: the launcher started {size} processes")
-    device = _device(params)
-    grouped = size > 1 or params.force_distributed
-    if grouped:
-        backend = params.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
-        where: dict[str, Any] = {"init_method": params.dist_url}
-        if params.dist_url == "env://" and "MASTER_ADDR" not in os.environ:
-            where = {"store": dist.HashStore()}
-        elif params.dist_url == "env://" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-            where = {"store": _store_of_restart(rank, size)}
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(minutes=30), **where)
-    try:
-        yield World(rank, size, device)
-    finally:
+    with _deterministic() if params.deterministic else contextlib.nullcontext():
+        device = _device(params)
+        grouped = size > 1 or params.force_distributed
         if grouped:
-            dist.destroy_process_group()
+            backend = params.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+            where: dict[str, Any] = {"init_method": params.dist_url}
+            if params.dist_url == "env://" and "MASTER_ADDR" not in os.environ:
+                where = {"store": dist.HashStore()}
+            elif params.dist_url == "env://" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+                where = {"store": _store_of_restart(rank, size)}
+            dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(minutes=30), **where)
+        try:
+            yield World(rank, size, device)
+        finally:
+            if grouped:
+                dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """PyTorch's deterministic algorithms, and no others; to be entered before CUDA starts, which reads the environment then."""
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ.setdefault("NCCL_ALGO", "^NVLS")  # sums made in the switch
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.use_deterministic_algorithms(True)  # not warn_only: flash and memory-efficient attention would then stay as they are
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
 
 
 def _store_of_restart(rank: int, size: int) -> dist.Store:
@@ -120,7 +138,11 @@ def parallelize(model: Transformer, params: ParallelParams, world: World) -> nn.
     if params.fsdp:
         return _shard(model, params, world)
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, static_graph=params.ddp_static_graph, gradient_as_bucket_view=True)
+    # looking for unused parameters keeps the buckets as they were at the first step, and with them the order of the sums
+    unused = params.deterministic
+    return DistributedDataParallel(
+        model, device_ids=devices, static_graph=params.ddp_static_graph, gradient_as_bucket_view=True, find_unused_parameters=unused
+    )
 
 
 def _shard(model: Transformer, params: ParallelParams, world: World) -> nn.Module:

@@ -82,6 +82,12 @@ def test_a_choice_that_is_not_built_stops_with_one_line(name: str, value: str) -
         ("--val-max-pop-ci 9", "--val-max-pop-ci 9: only with --val-seq-ci or --val-tok-ci"),
         ("--val-seq-ci", "--val-seq-ci: needs --val-data"),
         ("--val-data v.tar --val-tok-ci --val-iter-ci 0", "--val-iter-ci 0: give 1 or more"),
+        ("--deterministic --torchcompile", "--deterministic with --torchcompile: compiled kernels are chosen by their measured time"),
+        (
+            "--deterministic --attn-name xformers_attn",
+            "--deterministic with --attn-name xformers_attn: its backward pass is not deterministic",
+        ),
+        ("--deterministic --ddp-static-graph", "--deterministic with --ddp-static-graph"),
         ("--document-mask --attn-name xformers_attn", "--document-mask with --attn-name xformers_attn"),
     ],
 )

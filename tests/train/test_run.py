@@ -54,11 +54,15 @@ def test_load_model_gives_the_trained_model_from_file_and_folder(bench: Any, mai
     assert tokenizer is None
 
 
-@pytest.mark.parametrize("step", [1, 7, 10, 29])
-def test_resume_is_bit_equal_at_any_step(bench: Any, main_here: Main, step: int) -> None:
-    assert main_here("whole", "--save-every-steps", "1", "--accum-freq", "2") == 0
+DETERMINISTIC = ("--deterministic", "--precision", "amp_bfloat16", "--grad-checkpointing")
+
+
+@pytest.mark.parametrize(("step", "more"), [(1, ()), (7, ()), (10, ()), (29, ()), (7, DETERMINISTIC)])
+def test_resume_is_bit_equal_at_any_step(bench: Any, main_here: Main, step: int, more: tuple[str, ...]) -> None:
+    assert main_here("whole", "--save-every-steps", "1", "--accum-freq", "2", *more) == 0
     bench.copy_at("whole", "again", step)
-    assert main_here("again", "--save-every-steps", "1", "--accum-freq", "2", "--resume", "latest") == 0
+    assert main_here("again", "--save-every-steps", "1", "--accum-freq", "2", "--resume", "latest", *more) == 0
+    assert not torch.are_deterministic_algorithms_enabled()
     assert bench.metrics("again") == bench.metrics("whole")
     assert bench.metrics("again", "step") == list(range(1, 31))
     a, b = bench.weights("whole"), bench.weights("again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,29 @@ def test_openlm_defect_25_the_rotary_table_is_fp32_in_every_attention(monkeypatc
     assert set(rotated) == {(torch.bfloat16, torch.float32, torch.float32)}
     assert len(rotated) == 3 * 2 * 2 * 3  # steps x layers x (q, k) x (once, and twice with recomputation)
     assert attended == {torch.bfloat16}
+
+
+def test_deterministic_holds_while_the_world_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    monkeypatch.delenv("NCCL_ALGO", raising=False)
+    params = ParallelParams(force_distributed=True, deterministic=True, precision="fp32")
+    with join_world(params) as world:
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # what cuBLAS can be deterministic with
+        model = parallelize(tiny(), params, world)
+        step = Step(model, make_optimizer(model, OptimizerParams()), StepConfig(grad_clip_norm=1.0), world)
+        losses = [float(step(Batch(masked(), DOCUMENTS), 1e-2).loss) for _ in range(3)]
+        assert losses[2] < losses[0]
+        assert model.find_unused_parameters  # keeps the buckets, and with them the order of the sums, as they were at the first step
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    step = step_of(tiny(), grad_clip_norm=1.0)
+    assert losses == [float(step(Batch(masked(), DOCUMENTS), 1e-2).loss) for _ in range(3)]
 
 
 def test_a_tied_model_is_one_under_fsdp() -> None:
