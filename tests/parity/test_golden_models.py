@@ -22,8 +22,9 @@ from open_lm.evaluation.models import ModelChoice
 from open_lm.model.head import cross_entropy_sums
 from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.model.zoo import get_model_config
-from open_lm.params import OptimizerParams
+from open_lm.params import OptimizerParams, ParallelParams
 from open_lm.train.optimizer import make_optimizer
+from open_lm.train.parallel import join_world, parallelize
 
 
 @pytest.mark.parametrize("variant", ["default", "gelu_tied", "head_rotary", "qk_gainlp"])
@@ -99,9 +100,15 @@ def test_a_loaded_model_is_the_trainers_own_and_trains_as_it_does(shared: Path, 
         "--pretrained run state": trainers(state),
         "--average": trainers(average_weights([state, file])),
     }
+    with join_world(ParallelParams(force_distributed=True)) as world:
+        sharded = parallelize(trainers(), ParallelParams(fsdp=True, precision="fp32"), world)
+        assert layout(sharded)[0] == layout(own)[0]
+        sharded_losses, sharded_weights = steps_of(sharded, ids), full_tensors(sharded)
     ties, parameters, buffers = layout(own)
     before = {name: value.detach().clone() for name, value in own.named_parameters()}
     losses = steps_of(own, ids)
+    assert sharded_losses == pytest.approx(losses, rel=1e-5)
+    assert all(torch.allclose(sharded_weights[name], value, atol=1e-4) for name, value in own.named_parameters(remove_duplicate=False))
     for way, model in ours.items():
         assert layout(model)[:2] == (ties, parameters), way
         assert count_parameters(model) == count_parameters(own), way
