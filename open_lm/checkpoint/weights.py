@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ def read_pt(path: str) -> Any:
 def _load(file: Path) -> Any:
     whole = zipfile.is_zipfile(file)
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # said below, where it is in the way
             return torch.load(
                 file, map_location="cpu", weights_only=True, mmap=whole or None
             )  # files of PyTorch before 1.6 can't be mapped

@@ -174,8 +174,6 @@ def _not_deterministic(v: dict[str, object]) -> Iterator[str]:
         yield "--deterministic with --torchcompile: compiled kernels are chosen by their measured time; leave one out"
     if v["deterministic"] and v["attn_name"] == "xformers_attn":
         yield "--deterministic with --attn-name xformers_attn: its backward pass is not deterministic; use --attn-name auto"
-    if v["deterministic"] and v["ddp_static_graph"] and not v["fsdp"]:
-        yield "--deterministic with --ddp-static-graph: its buckets change after the first step; leave one out"
 
 
 def _intervals(v: dict[str, object]) -> Iterator[str]:

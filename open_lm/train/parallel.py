@@ -138,11 +138,12 @@ def parallelize(model: Transformer, params: ParallelParams, world: World) -> nn.
     if params.fsdp:
         return _shard(model, params, world)
     devices = [world.device.index] if world.device.type == "cuda" else None
-    # looking for unused parameters keeps the buckets as they were at the first step, and with them the order of the sums
-    unused = params.deterministic
-    return DistributedDataParallel(
-        model, device_ids=devices, static_graph=params.ddp_static_graph, gradient_as_bucket_view=True, find_unused_parameters=unused
-    )
+    spread = DistributedDataParallel(model, device_ids=devices, static_graph=params.ddp_static_graph, gradient_as_bucket_view=True)
+    if (params.deterministic or world.device.type == "cpu") and not params.torchcompile:  # which would compile for this shape
+        # DDP makes other buckets after its first backward pass, and a resumed run would add in another order in its first step
+        spread(torch.zeros((1, 2), dtype=torch.int64, device=world.device)).sum().backward()
+        spread.zero_grad()
+    return spread
 
 
 def _shard(model: Transformer, params: ParallelParams, world: World) -> nn.Module:

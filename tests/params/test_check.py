@@ -87,7 +87,6 @@ def test_a_choice_that_is_not_built_stops_with_one_line(name: str, value: str) -
             "--deterministic --attn-name xformers_attn",
             "--deterministic with --attn-name xformers_attn: its backward pass is not deterministic",
         ),
-        ("--deterministic --ddp-static-graph", "--deterministic with --ddp-static-graph"),
         ("--document-mask --attn-name xformers_attn", "--document-mask with --attn-name xformers_attn"),
     ],
 )

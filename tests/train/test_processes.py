@@ -44,7 +44,7 @@ def test_openlm_defect_21_compiled_and_sharded_gradients_are_clipped_by_their_gl
     assert bench.metrics("two") == pytest.approx(bench.metrics("one"), rel=1e-5)
 
 
-@pytest.mark.parametrize(("processes", "flags"), [(2, ("--accum-freq", "4")), (2, ("--fsdp",)), (4, ("--fsdp", "--accum-freq", "2"))])
+@pytest.mark.parametrize(("processes", "flags"), [(4, ("--accum-freq", "2")), (2, ("--fsdp",)), (4, ("--fsdp", "--accum-freq", "2"))])
 def test_resume_on_the_same_processes_is_bit_equal(bench: Any, processes: int, flags: tuple[str, ...]) -> None:
     ok(bench.run(processes, "whole", "--save-every-steps", "13", *flags))
     bench.copy_at("whole", "again", 13)
