@@ -59,6 +59,12 @@ def end_on_signals(module: str, hint: str = "") -> None:
     os.register_at_fork(after_in_child=forked)
 
 
+def hint(words: str) -> None:
+    """What the line of a signal says from now on after "stopped by SIGINT"."""
+    global _hint
+    _hint = words
+
+
 def end(code: int, words: str = "", together: bool = False) -> int:
     """Tell why this process ends; returns its exit code.
 

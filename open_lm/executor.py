@@ -150,7 +150,7 @@ def _end_server() -> None:
     """End a server that may still import, and read what its first process is about to remove or unmount."""
     from multiprocessing import forkserver
 
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)
         server._stop()
