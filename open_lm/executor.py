@@ -126,8 +126,9 @@ class LocalExecutor:
         # the server knows neither our sys.path nor, later, our environment
         paths = [str(Path(path).absolute()) for path in sys.path if path]
         with _set_environment({**self._environment, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}):
-            from multiprocessing import forkserver
+            from multiprocessing import forkserver, resource_tracker
 
+            resource_tracker.ensure_running()  # it would unblock the signal again
             # a terminal's interrupt is the first process's affair, also while the server imports; its children inherit that
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
