@@ -74,7 +74,7 @@ def test_a_call_that_never_comes_back_ends_too_and_a_second_sigint_ends_tidying(
 
 def test_every_command_line_asks_for_it_before_it_imports_anything_of_ours(repo: Path) -> None:
     files = [path for folder in ("datapreprocess", "eval", "scripts") for path in sorted((repo / folder).glob("*.py"))]
-    for path in (*files, repo / "open_lm/main.py"):
+    for path in (*files, repo / "open_lm/main.py", repo / "open_lm/shards/manifest.py"):
         imports = [line for line in path.read_text().splitlines() if line.startswith(("from open_lm", "import open_lm", "end_on_signals("))]
         assert "end_on_signals" in imports[0] and imports[1].startswith("end_on_signals(__name__"), path
 
