@@ -37,7 +37,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        remedy = "; make room and give the same command again, it goes on from here" if error.errno == errno.ENOSPC else ""
+        remedy = "; the same command goes on from here" if error.errno == errno.ENOSPC else ""
         print(f"{error}{remedy}", file=sys.stderr)
         return 1
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from open_lm.command_line import end_on_signals  # noqa: E402
+from open_lm.command_line import end, end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
@@ -23,8 +23,7 @@ def main() -> int:
     try:
         return run_eval()
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return end(2, str(error), together=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ _GRACE = 3.0
 """Seconds in which the main thread has to hear of a signal."""
 _TIDYING = 60.0
 """Seconds in which it has to be gone then."""
+_IMPORT_FIRST = ("__main__", "open_lm.evaluation.command")
+"""Modules that import what they need before they open anything: there is nothing to tidy then."""
 
 _code = 0  # exit code of the signal that came
 _again = False  # whether the exception is to be raised once more
@@ -57,6 +59,12 @@ def end_on_signals(module: str, hint: str = "") -> None:
     sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
     atexit.register(_leave)  # the first one registered is the last one called
     os.register_at_fork(after_in_child=forked)
+
+
+def hint(words: str) -> None:
+    """What the line of a signal says from now on after "stopped by SIGINT"."""
+    global _hint
+    _hint = words
 
 
 def end(code: int, words: str = "", together: bool = False) -> int:
@@ -103,8 +111,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
     elif not _again:
         return
     importer = _importer(frame)
-    if importer is not None and importer.f_globals["__name__"] == "__main__":
-        os._exit(_code)  # what a command imports by itself it imports before it opens anything
+    if importer is not None and importer.f_globals["__name__"] in _IMPORT_FIRST:
+        os._exit(_code)
     _again = importer is not None
     if not _again:
         raise Interrupted(_code)

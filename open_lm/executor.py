@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -57,7 +57,10 @@ class LocalExecutor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        idle = self._context is not None and (self._pool is None or kind is not None)
         self._end_pool(at_once=kind is not None)
+        if idle:
+            _end_server()
 
     def start(self) -> None:
         """Start the server, which imports and loads while the caller goes on."""
@@ -123,8 +126,9 @@ class LocalExecutor:
         # the server knows neither our sys.path nor, later, our environment
         paths = [str(Path(path).absolute()) for path in sys.path if path]
         with _set_environment({**self._environment, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}):
-            from multiprocessing import forkserver
+            from multiprocessing import forkserver, resource_tracker
 
+            resource_tracker.ensure_running()  # it would unblock the signal again
             # a terminal's interrupt is the first process's affair, also while the server imports; its children inherit that
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
@@ -141,6 +145,16 @@ class LocalExecutor:
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
+
+
+def _end_server() -> None:
+    """End a server that may still import, and read what its first process is about to remove or unmount."""
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()
 
 
 def available_cores() -> int:

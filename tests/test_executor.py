@@ -92,6 +92,18 @@ def test_leaving_by_an_exception_ends_the_workers_at_once() -> None:
     assert time.monotonic() - started < 20
 
 
+def test_leaving_by_an_exception_ends_the_server_while_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError), LocalExecutor(2, ["slow_import"]) as executor:
+        executor.start()
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        raise ValueError("no room")
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
 @pytest.mark.slow
 def test_workers_die_with_the_first_process(repo: Path, tmp_path: Path) -> None:
     program = (

@@ -82,17 +82,22 @@ def score_tasks(
     limit: int | None = None,
     report: Callable[[str, Result], None] = lambda name, result: None,
     tell: Callable[[str], None] = lambda line: None,
+    done: Callable[[Task, dict[str, Result]], None] = lambda task, results: None,
 ) -> dict[str, Result]:
-    """Results by name of the data set, in the order of the tasks; `report` hears of each as it is ready, `tell` the notices."""
+    """Results by name of the data set, in the order of the tasks; `report` hears of each as it is ready, `tell` the notices, `done` of
+    each whole task.
+    """
     results: dict[str, Result] = {}
     for task in tasks:
-        start = time.perf_counter()
+        start, found = time.perf_counter(), dict[str, Result]()
         for data in load_data_sets(task, tokenizer, max_seq_len, limit):
             if data.notice:
                 tell(data.notice)
             right = grade(task, data, model, tokenizer, options)
             now = time.perf_counter()
-            results[data.name] = Result(sum(right) / len(right), len(right), now - start)
-            report(data.name, results[data.name])
+            found[data.name] = Result(sum(right) / len(right), len(right), now - start)
+            report(data.name, found[data.name])
             start = now
+        results |= found
+        done(task, found)
     return results

@@ -6,20 +6,24 @@ the same command in the environment that has them.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from open_lm import storage
+from open_lm import __version__, command_line, storage
 from open_lm.device import choose_device
 from open_lm.evaluation import published
 from open_lm.evaluation.foundry import environment
 from open_lm.evaluation.foundry.entries import FoundryFile, read_entries
 from open_lm.evaluation.precision import Precision
-from open_lm.evaluation.table_files import check_ending
+from open_lm.evaluation.result import Result
+from open_lm.evaluation.table import Results, markdown_table, read_results
+from open_lm.evaluation.table_files import check_ending, write_table
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.check import ABSENT, unbuilt_choice
 from open_lm.params.fields import UserError, given_options, parse_topics
@@ -28,11 +32,12 @@ from open_lm.params.training import ArchitectureParams
 if TYPE_CHECKING:
     from open_lm.evaluation.models import ModelChoice, OpenModel
     from open_lm.evaluation.processes import Processes
-    from open_lm.evaluation.result import Result
 
+    Done = Callable[[Any, dict[str, Result]], None]
 
 HarnessTasks = tuple[str, ...]
 """Names of lm-evaluation-harness's tasks."""
+AnyFile = TaskFile | FoundryFile | HarnessTasks
 ArchitectureFlags = dict[str, Any]
 """The options of `ArchitectureParams` that are given."""
 
@@ -68,7 +73,10 @@ class EvalParams:
     build_env: bool = False
     """Build LLM Foundry's environment first where it isn't there (about 7 GB)."""
     out: tuple[str, ...] = ()
-    """Write the table to these files; the ending says how: .json (what compare.py reads), .csv, .md, .png."""
+    """Write the table to these files, anew after each task; the ending says how: .json (what compare.py reads), .csv, .md, .png. Tasks
+    whose results are in the .json are not scored again where checkpoint, task, data and options are the same."""
+    overwrite: bool = False
+    """Score all tasks anew, whatever --out holds."""
     reference: tuple[str, ...] = ()
     """Columns of published numbers beside the checkpoints: OpenLM-1B, OpenLM-7B, LLaMA-7B, MPT-7B."""
     limit: int | None = None
@@ -227,12 +235,10 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
         if python is None:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
-        return environment.run_there(python, sys.argv[1:] if argv is None else argv, params.device)
+        environment.run_there(python, sys.argv[1:] if argv is None else argv, params.device)
     from open_lm.evaluation.benchmark import data_problems
     from open_lm.evaluation.models import ModelChoice
     from open_lm.evaluation.processes import Processes, join_processes
-    from open_lm.evaluation.table import markdown_table
-    from open_lm.evaluation.table_files import write_table
 
     if isinstance(file, FoundryFile):
         _check_composer(params, file)
@@ -245,21 +251,107 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     _say(f"backend {backend}")
     references = published.references(params.reference)
     processes = join_processes() if backend == "native" else Processes()
-    results: dict[str, dict[str, Result]] = {}
+    before = processes.merge({processes.rank: _kept(params) if _is_first() else {}})[0]
+    if any(path.endswith(".json") for path in params.out):
+        command_line.hint("; the same command goes on with the tasks that --out has not")
+
+    names = (*params.checkpoint, *params.hf_model)
+    columns = {name: _Column(processes, name, params, flags, file, before.get(name, {})) for name in names}
+
+    def results() -> Results:
+        return {name: column.results for name, column in columns.items() if column.results}
+
+    def write() -> None:
+        for path in params.out if _is_first() else ():
+            write_table(results(), path, references)
+
     try:
-        for name in (*params.checkpoint, *params.hf_model):
-            if isinstance(file, FoundryFile):
-                results[name] = _score_with_foundry(name, params, choice, file)
+        for name, column in columns.items():
+            column.write = write
+            if not column.missing:
+                _say(f"{name}: nothing to score, --out holds all of it")
+            elif isinstance(file, FoundryFile):
+                _score_with_foundry(name, params, choice, replace(file, entries=tuple(column.missing)), column.add)
             elif isinstance(file, TaskFile):
-                results[name] = _score_natively(name, params, choice, file, processes)
+                _score_natively(name, params, choice, replace(file, tasks=tuple(column.missing)), processes, column.add)
             else:
-                results[name] = _score_with_harness(name, params, choice, file)
-            for path in params.out if _is_first() else ():  # after each, so that a failure in the next keeps what there is
-                write_table(results, path, references)
+                _score_with_harness(name, params, choice, tuple(column.missing), column.add)
+        write()
     finally:
-        if _is_first() and results:
-            print(markdown_table(results, references))
+        if _is_first() and (told := results()):
+            print(markdown_table(told, references))
     return 0
+
+
+def _kept(params: EvalParams) -> Results:
+    """What an earlier start has left in --out. Raises ValueError for a file that isn't such a thing."""
+    path = next((path for path in params.out if path.endswith(".json") and storage.local_path(path).exists()), None)
+    if path is None or params.overwrite:
+        return {}
+    try:
+        return read_results(path)
+    except ValueError as error:
+        raise ValueError(f"--out {error}; give another name, or --overwrite to replace it") from None
+
+
+class _Column:
+    """Results of one model, by task in the order of the tasks, whichever start of the command they are of."""
+
+    def __init__(
+        self, processes: Processes, name: str, params: EvalParams, flags: ArchitectureFlags, file: AnyFile, before: Mapping[str, Result]
+    ):
+        self.tasks: list[Any] = list(file.entries if isinstance(file, FoundryFile) else file.tasks if isinstance(file, TaskFile) else file)
+        inputs = [_inputs(name, params, flags, file, task) for task in self.tasks]
+        self.inputs = processes.merge({processes.rank: inputs})[0]  # of the first: clocks of machines may differ
+        self.found = [{key: one for key, one in before.items() if one.inputs == inputs} for inputs in self.inputs]
+        self.results: dict[str, Result] = {}
+        self.write: Callable[[], None] = lambda: None
+        self._gather()
+        for key, one in self.results.items():
+            _say(f"{name}: {key}: {one.accuracy:.4f} ({one.questions} questions; from --out)")
+
+    @property
+    def missing(self) -> list[Any]:
+        """Tasks that are still to be scored."""
+        return [task for task, found in zip(self.tasks, self.found, strict=True) if not found]
+
+    def add(self, task: Any, scored: Mapping[str, Result]) -> None:
+        """Keep the results of a whole task."""
+        number = self.tasks.index(task)
+        self.found[number] = {key: replace(one, inputs=self.inputs[number]) for key, one in scored.items()}
+        self._gather()
+        self.write()
+
+    def _gather(self) -> None:
+        self.results.clear()
+        for found in self.found:
+            self.results.update(found)
+
+
+def _inputs(name: str, params: EvalParams, flags: ArchitectureFlags, file: AnyFile, task: Any) -> str:
+    """Hash of what decides the results of a task."""
+    from open_lm.checkpoint.load import find_weights
+
+    own = ("limit", "max_seq_len", "precision", "num_fewshot", "include_path", "model", "cut")
+    told: dict[str, Any] = {key: getattr(params, key) for key in own}
+    told |= {"version": __version__, "flags": flags, "task": task if isinstance(task, str) else asdict(task)}
+    told["backend"] = choose_backend(params.backend, bool(params.tasks))
+    if not isinstance(file, tuple):
+        told["file"] = {key: value for key, value in vars(file).items() if key not in ("tasks", "entries")}
+    paths = [find_weights(name)[0] if name in params.checkpoint else name, params.tokenizer, params.model_config]
+    told["files"] = [_stamp(path) for path in (*paths, getattr(task, "dataset_uri", None)) if path]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _stamp(path: str) -> list[Any]:
+    """What changes when a file does, or one of a folder; of any other name itself."""
+    if not storage.is_remote(path) and storage.local_path(path).is_dir():
+        return [path, *(_stamp(str(one)) for one in sorted(storage.local_path(path).iterdir()) if one.is_file())]
+    try:
+        stored = storage.stat(path)
+        return [path, stored.size, stored.stamp]
+    except (OSError, ValueError):
+        return [path]
 
 
 def _is_first() -> bool:
@@ -294,7 +386,7 @@ def _check_composer(params: EvalParams, file: FoundryFile) -> None:
         raise UserError(problems)
 
 
-def _score_with_foundry(name: str, params: EvalParams, choice: ModelChoice, file: FoundryFile) -> dict[str, Result]:
+def _score_with_foundry(name: str, params: EvalParams, choice: ModelChoice, file: FoundryFile, done: Done) -> None:
     from open_lm.evaluation.foundry.bridge import BridgeOptions, score_entries
 
     opened = _open(name, params, choice, "cpu")  # Composer's trainer moves it
@@ -310,10 +402,10 @@ def _score_with_foundry(name: str, params: EvalParams, choice: ModelChoice, file
         size = f"longest request {longest} tokens, {result.seconds:.1f} s"
         _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {size})")
 
-    return score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared, lambda line: _say(f"{name}: {line}"))
+    score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared, lambda line: _say(f"{name}: {line}"), done)
 
 
-def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: TaskFile, processes: Processes) -> dict[str, Result]:
+def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: TaskFile, processes: Processes, done: Done) -> None:
     from open_lm.evaluation.benchmark import score_tasks
     from open_lm.evaluation.scorer import ScorerOptions
 
@@ -322,7 +414,7 @@ def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: Ta
     def report(task: str, result: Result) -> None:
         _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)")
 
-    return score_tasks(
+    score_tasks(
         opened.model,
         opened.tokenizer,
         file.tasks,
@@ -331,15 +423,16 @@ def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: Ta
         limit=params.limit,
         report=report,
         tell=lambda line: _say(f"{name}: {line}"),
+        done=done,
     )
 
 
-def _score_with_harness(name: str, params: EvalParams, choice: ModelChoice, tasks: HarnessTasks) -> dict[str, Result]:
+def _score_with_harness(name: str, params: EvalParams, choice: ModelChoice, tasks: HarnessTasks, done: Done) -> None:
     from open_lm.evaluation.lm_eval_backend import score_harness_tasks
     from open_lm.evaluation.scorer import ScorerOptions
 
     opened = _open(name, params, choice, params.device)
-    return score_harness_tasks(
+    score_harness_tasks(
         opened.model,
         opened.tokenizer,
         tasks,
@@ -350,6 +443,7 @@ def _score_with_harness(name: str, params: EvalParams, choice: ModelChoice, task
         max_length=params.max_seq_len,
         begin=opened.declared.begin,
         tell=lambda line: _say(f"{name}: {line}"),
+        done=done,
     )
 
 

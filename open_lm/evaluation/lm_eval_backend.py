@@ -168,6 +168,7 @@ def score_harness_tasks(
     max_length: int | None = None,
     begin: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    done: Callable[[str, dict[str, Result]], None] = lambda task, results: None,
 ) -> dict[str, Result]:
     """Results by `<task>/<n>-shot`, and `<task>:<metric>[,<filter>]/<n>-shot` for each further share of a task.
 
@@ -176,6 +177,7 @@ def score_harness_tasks(
         num_fewshot: in place of the tasks' own numbers.
         max_length, begin: see `HarnessModel`.
         tell: hears of tasks that report no share of questions.
+        done: hears of each task.
 
     Raises:
         ValueError: no such task, or data that can't be had.
@@ -186,19 +188,24 @@ def score_harness_tasks(
         raise ValueError(
             f"--tasks {','.join(unknown)}: lm-eval has no such task; `lm-eval ls tasks` lists them, --include-path adds a folder"
         )
-    start = time.perf_counter()
-    told = simple_evaluate(
-        HarnessModel(model, tokenizer, options, max_length, begin),
-        tasks=list(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        task_manager=manager,
-        bootstrap_iters=0,
-        log_samples=False,
-        verbosity="ERROR",
-    )
-    assert told is not None
-    return _results(told, time.perf_counter() - start, tell)
+    scored, results = HarnessModel(model, tokenizer, options, max_length, begin), dict[str, Result]()
+    for task in tasks:
+        start = time.perf_counter()
+        told = simple_evaluate(
+            scored,
+            tasks=[task],
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=0,
+            log_samples=False,
+            verbosity="ERROR",
+        )
+        assert told is not None
+        found = _results(told, time.perf_counter() - start, tell)
+        results |= found
+        done(task, found)
+    return results
 
 
 @functools.lru_cache(maxsize=1)

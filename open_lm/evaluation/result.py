@@ -14,6 +14,8 @@ class Result:
     questions: int
     seconds: float
     """Wall time, reading and tokenising included."""
+    inputs: str = ""
+    """Hash of what decides it: checkpoint, task, data and options. "" where it is not kept for another start of the command."""
 
 
 def shots_given(asked: int, rows: int) -> int:

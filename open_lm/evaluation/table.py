@@ -1,6 +1,7 @@
 """Results of checkpoints on tasks, side by side: the table's columns, rows, means and errors; Markdown to read, JSON to keep.
 
-JSON: `{checkpoint: {"<label>/<n>-shot[/<category>]": {"accuracy": 0.31, "questions": 100, "seconds": 1.2, "stderr": 0.046}}}`.
+JSON: `{checkpoint: {"<label>/<n>-shot[/<category>]": {"accuracy": 0.31, "questions": 100, "seconds": 1.2, "stderr": 0.046}}}`, of the
+evaluation command with a hash `inputs` of what decides the result.
 
 A task with categories is one row: the plain mean of its categories, as LLM Foundry has it. The mean below the table is over the rows
 that every column has, of these each label once, at the first of its numbers of examples (OpenLM's averages leave MMLU with 5 examples out).
@@ -152,15 +153,21 @@ def short_names(checkpoints: Iterable[str]) -> list[str]:
     return [name.replace("|", "\\|") for name in names] if parts else []
 
 
-def results_json(results: Results) -> dict[str, dict[str, dict[str, float | int]]]:
+def results_json(results: Results) -> dict[str, dict[str, dict[str, float | int | str]]]:
     """Plain values in the layout above."""
     return {checkpoint: {task: result_json(result) for task, result in column.items()} for checkpoint, column in results.items()}
 
 
-def result_json(result: Result, stderr: float | None = None) -> dict[str, float | int]:
+def result_json(result: Result, stderr: float | None = None) -> dict[str, float | int | str]:
     """Plain values of one task. `stderr`: where it is not that of single questions."""
     stderr = standard_error(result.accuracy, result.questions) if stderr is None else stderr
-    return {"accuracy": result.accuracy, "questions": result.questions, "seconds": round(result.seconds, 3), "stderr": stderr}
+    plain: dict[str, float | int | str] = {
+        "accuracy": result.accuracy,
+        "questions": result.questions,
+        "seconds": round(result.seconds, 3),
+        "stderr": stderr,
+    }
+    return {**plain, "inputs": result.inputs} if result.inputs else plain
 
 
 def write_results(results: Results, path: str | Path) -> None:
@@ -175,7 +182,10 @@ def read_results(path: str) -> dict[str, dict[str, Result]]:
     try:
         content = read_json(storage.read_bytes(path))
         return {
-            checkpoint: {task: Result(float(r["accuracy"]), int(r["questions"]), float(r["seconds"])) for task, r in column.items()}
+            checkpoint: {
+                task: Result(float(r["accuracy"]), int(r["questions"]), float(r["seconds"]), str(r.get("inputs", "")))
+                for task, r in column.items()
+            }
             for checkpoint, column in content.items()
         }
     except FileNotFoundError:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from open_lm.command_line import end_on_signals
 
-import orjson
+end_on_signals(__name__)
 
-from open_lm import storage
+import json  # noqa: E402
+from collections.abc import Iterable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import orjson  # noqa: E402
+
+from open_lm import storage  # noqa: E402
 
 MANIFEST = "manifest.jsonl"
 

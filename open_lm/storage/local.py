@@ -42,17 +42,11 @@ def tell_full_disk(path: str | Path, size: int = 0, part: str | Path | None = No
         room = shutil.disk_usage(folder).free
         with contextlib.suppress(OSError):
             room += Path(part or path).stat().st_size
-        if full.errno == errno.EDQUOT:
-            needed = f"{_words(size)} are needed" if size else "no more may be written"
-        else:
-            needed = (
-                f"{_words(size)} are needed, {_words(size - room)} more than there is room for"
-                if size > room
-                else f"{_words(room)} are too few"
-            )
-        raise FullDiskError(
-            f"{path}: {os.strerror(full.errno or errno.ENOSPC)}: {needed}; make room in {folder}", full.errno or 0
-        ) from error
+        number = full.errno or errno.ENOSPC
+        needed = f"{_words(size)} are needed, {_words(size - room)} more than there is room for"
+        if size <= room or number == errno.EDQUOT:  # a quota's room is not the disk's
+            needed = f"{_words(size)} are needed" if size > room else f"{_words(room)} are too few"
+        raise FullDiskError(f"{path}: {os.strerror(number)}: {needed}; make room in {folder}", number) from error
 
 
 def _cause(error: BaseException | None) -> OSError | None:
@@ -60,12 +54,12 @@ def _cause(error: BaseException | None) -> OSError | None:
     while error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
 def _words(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB" if size >= 1e4 else f"{size} bytes"
 
 
 @contextlib.contextmanager

@@ -39,8 +39,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened, part = threading.Event(), state_folder._LocalState.part
 
     @contextlib.contextmanager
-    def slow(self: Any, name: str) -> Iterator[IO[bytes]]:
-        with part(self, name) as file:
+    def slow(self: Any, name: str, size: int = 0) -> Iterator[IO[bytes]]:
+        with part(self, name, size) as file:
             yield file
             opened.wait(20)
 

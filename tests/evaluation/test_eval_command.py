@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from stock_models import save, stock
 
 from open_lm.evaluation.command import parse_eval, run_eval
+from open_lm.evaluation.tasks import Task
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError
 from open_lm.tokenizer import Tokenizer
@@ -58,6 +60,47 @@ def test_the_table_goes_to_every_file_named(folder: Path, capsys: pytest.Capture
     assert "backend native" in told.err and "MPT-7B" in told.out
     assert (folder / "r.md").read_text() == told.out
     assert (folder / "r.csv").read_text().startswith("task,questions,one.pt,") and (folder / "r.json").is_file()
+
+
+def test_finished_tasks_are_kept_and_not_scored_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from open_lm.evaluation import benchmark
+
+    command, grade, scored = (
+        [*MODEL, "--checkpoint", "one.pt", "two.pt", "--tokenizer", "tokenizer", "--out", "r.json"],
+        benchmark.grade,
+        [],
+    )
+
+    def interrupted(task: Task, *rest: Any) -> list[bool]:
+        scored.append(task.name)
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return grade(task, *rest)
+
+    monkeypatch.setattr(benchmark, "grade", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_eval(command)
+    kept = json.loads((folder / "r.json").read_text())
+    assert {name: list(column) for name, column in kept.items()} == {"one.pt": ["hats/0-shot", "hats/1-shot"]}
+    assert "hats/1-shot" in capsys.readouterr().out
+    run_eval(command)
+    assert scored[3:] == ["hats/0-shot", "hats/1-shot"] and "one.pt: hats/0-shot: " in capsys.readouterr().err
+    assert json.loads((folder / "r.json").read_text())["one.pt"] == kept["one.pt"]
+    run_eval(command)
+    assert len(scored) == 5
+    (folder / "rows.jsonl").write_text((folder / "rows.jsonl").read_text().replace("saw 5", "saw a"))
+    run_eval(command)
+    assert len(scored) == 9
+    run_eval([*command, "--max-seq-len", "60"])
+    assert len(scored) == 13
+    run_eval([*command, "--max-seq-len", "60", "--overwrite"])
+    assert len(scored) == 17
+    (folder / "r.json").write_text("my notes")
+    with pytest.raises(ValueError, match=r"--out r\.json: not results .*--overwrite"):
+        run_eval(command)
+    assert (folder / "r.json").read_text() == "my notes"
 
 
 def test_limit_scores_the_first_questions(folder: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +59,30 @@ def test_a_remote_file_is_read_like_a_local_one() -> None:
     assert storage.exists("memory://store/x.txt")
     assert not storage.exists("memory://store/y.txt")
     assert len(storage.expand("memory://store/*.txt")) == 1
+
+
+@pytest.mark.slow
+def test_every_writer_names_its_file_the_room_and_the_remedy_of_a_full_disk(repo: Path, tmp_path: Path) -> None:
+    mount = 'mount -t tmpfs -o size=600k tmpfs "$1" || exit 77; exec "$2" "$3" "$1"'
+    line = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, str(Path(__file__).with_name("full_disk.py"))]
+    done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(repo)}, capture_output=True, text=True, timeout=120)
+    if "unshare" in done.stderr or done.returncode == 77:
+        pytest.skip(f"no small disk can be mounted here: {done.stderr}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    files = [
+        "epoch_1.pt",
+        "step_1/0_0-",
+        "metrics.jsonl",
+        "results.jsonl",
+        "r.json",
+        "r.md",
+        "shard-0000000.tar",
+        "manifest.jsonl",
+        ".openlm-",
+    ]
+    assert len(lines) == len(files)
+    for told, file in zip(lines, files, strict=True):
+        assert re.search(rf"{tmp_path}/{re.escape(file)}\S*: No space left on device: .*; make room in {tmp_path}$", told), told
+    assert "4.19 MB are needed, 4.19 MB more than there is room for" in lines[0] and "4.19 MB are needed" in lines[1]
+    assert done.stderr.count("\n") == 1 and f"the log gets no more lines: {tmp_path}/out.log: No space left" in done.stderr

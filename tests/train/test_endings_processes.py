@@ -84,6 +84,7 @@ def test_nan_on_one_of_four_ends_all_of_them_together(bench: Any) -> None:
     assert done.returncode != 0
     told = json.loads((bench.folder / "logs/a/ending.json").read_text())
     assert (told["exit_code"], told["state_saved"], told["step"]) == (5, False, 8)
+    assert done.stderr.count("traceback : Ended at step 8 (--max-nonfinite-steps 2: ") == 1 and "<NO_OTHER_FAILURES>" in done.stderr
     assert checkpoints(bench, "a") == {"step_5"}
     assert bench.metrics("a", "step")[-1] == 8
 

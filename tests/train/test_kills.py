@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -72,7 +73,10 @@ def test_a_full_disk_ends_all_processes_and_what_was_saved_stands(bench: Any) ->
     if "unshare" in done.stderr or done.returncode == 77:
         pytest.skip(f"no small disk can be mounted here: {done.stderr}")
     assert done.returncode != 0
-    assert done.stdout.count("not saved") and "No space left on device" in bench.log("a")
+    [told] = [line for line in done.stderr.splitlines() if "not saved" in line]
+    assert re.search(r"step_\d+/\d_0-\w+\.distcp: No space left on device: [\d.]+ MB are needed, .* more than .*; make room in", told)
+    assert "not saved" not in done.stdout and told.partition("error on process")[2][4:] in bench.log("a")
+    assert done.stderr.count("Traceback") == 1  # torchrun's
     steps = sorted(path.name for path in (kept / "a").iterdir())
     assert len(steps) >= 3 and not [name for name in steps if name.startswith(".")]
     ok(bench.run(2, "a", *flags, "--checkpoint-dir", str(kept / "a"), "--resume", "latest"))

@@ -172,9 +172,10 @@ def score_entries(
     report: Callable[[str, Result, int], None] = lambda name, result, longest: None,
     declared: Declared | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    done: Callable[[Entry, dict[str, Result]], None] = lambda entry, results: None,
 ) -> dict[str, Result]:
     """Results by `<label>/<n>-shot[/<category>]`; `report` hears of each, with its longest request in tokens, as it is ready, `tell` of
-    examples that are lacking and questions that are cut.
+    examples that are lacking and questions that are cut, `done` of each whole entry.
 
     Raises:
         UserError: keys that LLM Foundry doesn't know.
@@ -194,7 +195,7 @@ def score_entries(
     results: dict[str, Result] = {}
     for entry in file.entries:
         with _scratch() as folder:
-            start = time.perf_counter()
+            start, found = time.perf_counter(), dict[str, Result]()
             evaluators = _evaluators(entry, theirs, options, file.batch_size, folder)
             for evaluator in evaluators:
                 data = _dataset(evaluator)
@@ -202,9 +203,11 @@ def score_entries(
                 said = notice(name, data.num_fewshot, len(data.dataset), data.trimmed, len(data), data.max_seq_len)
                 if said:
                     tell(said)
-                results[name] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
-                report(name, results[name], data.longest)
+                found[name] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
+                report(name, found[name], data.longest)
                 start = time.perf_counter()
+        results |= found
+        done(entry, found)
     trainer.close()
     model.eval()  # the trainer leaves it as for training
     return results

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZE = "about 7 GB on the disk, a few minutes"
@@ -66,8 +67,8 @@ def missing() -> str:
     )
 
 
-def run_there(python: Path, arguments: Sequence[str], device: str | None = None) -> int:
-    """Run the evaluation command with these arguments there, its output as it comes; the exit status.
+def run_there(python: Path, arguments: Sequence[str], device: str | None = None) -> NoReturn:
+    """Go on as the evaluation command with these arguments there.
 
     Args:
         device: the --device among the arguments. Of a single process Composer takes the first GPU that it sees, so that a GPU with a
@@ -83,4 +84,5 @@ def run_there(python: Path, arguments: Sequence[str], device: str | None = None)
             raise ValueError(f"--device {device}: CUDA_VISIBLE_DEVICES has {len(seen)} GPUs; give a smaller number")
         environment["CUDA_VISIBLE_DEVICES"] = seen[int(index)] if seen else index
         arguments = [*arguments, "--device", "cuda"]
-    return subprocess.run([str(python), str(ROOT / "eval/eval_openlm_ckpt.py"), *arguments], env=environment, check=False).returncode
+    sys.stdout.flush()
+    os.execve(python, [str(python), str(ROOT / "eval/eval_openlm_ckpt.py"), *arguments], environment)  # it alone answers signals then
