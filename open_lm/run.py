@@ -41,7 +41,7 @@ from open_lm.train.failure import Failure
 from open_lm.train.guard import Guard, add_to_log
 from open_lm.train.launcher import LauncherWatch, seconds_since_launch
 from open_lm.train.loop import Callback, Position, train
-from open_lm.train.metrics import MetricsLog, ProgressBar, over_processes
+from open_lm.train.metrics import MetricsLog, StepProgress, over_processes
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.outliers import Outliers
 from open_lm.train.parallel import World, autocast_dtype, from_first, parallelize
@@ -332,7 +332,7 @@ def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, lo
     ]
     if not world.is_first:
         return callbacks
-    return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), ProgressBar(job.length, job.start)]
+    return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), StepProgress(job.length, job.start)]
 
 
 def make_tasks(job: Job, model: nn.Module, log: MetricsLog, beside: Beside) -> list[Callback]:

@@ -10,6 +10,7 @@ import torch
 from open_lm.checkpoint.load import open_weights
 from open_lm.checkpoint.unshard import mapped_tensors
 from open_lm.checkpoint.weights import WeightsFile, first_names
+from open_lm.progress import Progress
 
 
 def coefficients_of(count: int, coefficients: Sequence[float]) -> list[float]:
@@ -34,7 +35,7 @@ def average_weights(checkpoints: Sequence[str], coefficients: Sequence[float] = 
         ValueError: a checkpoint that is not read or of another model; another number of coefficients.
     """
     factors = coefficients_of(len(checkpoints), coefficients)
-    files = [open_weights(checkpoint)[0] for checkpoint in checkpoints]
+    files = [open_weights(one)[0] for one in Progress("opening", len(checkpoints), "checkpoints").over(checkpoints)]
     first = files[0].state_dict
     for checkpoint, file in zip(checkpoints, files):
         other = {name: value.shape for name, value in file.state_dict.items()}
@@ -44,7 +45,7 @@ def average_weights(checkpoints: Sequence[str], coefficients: Sequence[float] = 
     tied = [first_names(file.state_dict) for file in files]
     once = {name: pairs.setdefault(tuple(names[name] for names in tied), name) for name in first}  # tied in all of them
     result = mapped_tensors({name: (first[name].shape, first[name].dtype) for name in once.values()}, folder)
-    for name, target in result.items():
+    for name, target in Progress("averaging", len(result), "tensors").over(result.items()):
         if name.endswith("inv_freq"):
             target.copy_(first[name])
             continue

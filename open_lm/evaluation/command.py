@@ -24,6 +24,7 @@ from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.check import ABSENT, unbuilt_choice
 from open_lm.params.fields import UserError, given_options, parse_topics
 from open_lm.params.training import ArchitectureParams
+from open_lm.progress import Progress, say
 
 if TYPE_CHECKING:
     from open_lm.evaluation.models import ModelChoice, OpenModel
@@ -247,7 +248,8 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     processes = join_processes() if backend == "native" else Processes()
     results: dict[str, dict[str, Result]] = {}
     try:
-        for name in (*params.checkpoint, *params.hf_model):
+        names = (*params.checkpoint, *params.hf_model)
+        for name in Progress("evaluation", len(names), "models").over(names):
             if isinstance(file, FoundryFile):
                 results[name] = _score_with_foundry(name, params, choice, file)
             elif isinstance(file, TaskFile):
@@ -355,4 +357,4 @@ def _score_with_harness(name: str, params: EvalParams, choice: ModelChoice, task
 
 def _say(line: str) -> None:
     if _is_first():
-        print(line, file=sys.stderr, flush=True)
+        say(line)

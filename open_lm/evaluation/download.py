@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from open_lm import storage
 from open_lm.evaluation.foundry.entries import read_yaml
 from open_lm.params.fields import UserError
+from open_lm.progress import Progress
 
 FOLDER = "local_data"
 SUMS = "SHA256SUMS"
@@ -150,7 +151,7 @@ def download(names: Iterable[str], folder: Path, source: Callable[[], Source], t
     report, opened = Report(), None
     sums_path = folder / FOLDER / SUMS
     sums = read_sums(sums_path.read_bytes()) if sums_path.is_file() else {}
-    for name in names:
+    for name in Progress("downloading", len(names), "files").over(names):
         short = name.removeprefix(f"{FOLDER}/")
         if _is_whole(folder / name, sums.get(short)):
             report.there.append(name)

@@ -88,7 +88,7 @@ def make_manifests(folders: Sequence[Folder], key: str | None, overwrite: bool, 
             raise ValueError(f"{folder.manifest}: exists; give --overwrite to replace it, or --verify to compare the shards with it")
     shards = [shard for folder in folders for shard in folder.shards]
     entries = dict[str, ShardEntry]()
-    for index, entry in in_processes(functools.partial(scan_shard, key=key), shards, workers, "shard"):
+    for index, entry in in_processes(functools.partial(scan_shard, key=key), shards, workers, "reading", "shards"):
         entries[shards[index]] = entry
     for folder in folders:
         write_manifest(folder.manifest, [entries[shard] for shard in folder.shards])
@@ -116,7 +116,7 @@ def verify(folders: Sequence[Folder], key: str | None, workers: int | None) -> t
             elif folder.whole:
                 wrong.append(f"{url}: is missing")
         wrong += [f"{url}: no line of {folder.manifest} names it" for url in folder.shards if url not in entries]
-    for index, found in in_processes(_differences, tasks, workers, "shard"):
+    for index, found in in_processes(_differences, tasks, workers, "comparing", "shards"):
         wrong += [f"{tasks[index][0]}: {what}" for what in found]
     return len(tasks), sorted(wrong)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from open_lm.train import outliers
-from open_lm.train.metrics import ProgressBar
+from open_lm.train.skipped import SkippedSteps
 from open_lm.train.step import Step
 
 Main = Callable[..., int]
@@ -133,7 +133,7 @@ def test_an_error_is_told_before_anything_is_closed(bench: Any, main_here: Main,
             raise RuntimeError("a fault of this step")
         return sums
 
-    monkeypatch.setattr(ProgressBar, "close", lambda self: logs.append(bench.log("a")))
+    monkeypatch.setattr(SkippedSteps, "close", lambda self: logs.append(bench.log("a")))
     at_step(fail)
     with pytest.raises(RuntimeError):
         main_here("a")

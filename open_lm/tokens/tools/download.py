@@ -22,6 +22,7 @@ import zstandard
 
 from open_lm import storage
 from open_lm.executor import LocalExecutor
+from open_lm.progress import Progress
 from open_lm.tokens.reading.inputs import InputFile
 from open_lm.tokens.tools.records import records
 from open_lm.tokens.tools.split import SPLITS, split_of
@@ -110,9 +111,9 @@ def download(
         return done
     tasks = [_Task(folder, number, run, wanted) for number, run in enumerate(deal(files, wanted.num_files))]
     total = Written()
-    for written in _in_turn(tasks, wanted.max_documents) if wanted.max_documents is not None else _at_once(tasks, executor):
+    parts = _in_turn(tasks, wanted.max_documents) if wanted.max_documents is not None else _at_once(tasks, executor)
+    for written in Progress("downloading", len(tasks), "parts").over(parts):
         total.add(written)
-        log.info("%s documents in %d MB of text so far", f"{total.total:,}", sum(total.utf8_bytes.values()) // 10**6)
     total.refusals.sort()
     if not total.total:
         why = f"; the first is {total.refusals[0]}" if total.refusals else ""
