@@ -18,13 +18,15 @@ from open_lm.device import choose_device
 from open_lm.evaluation import published
 from open_lm.evaluation.foundry import environment
 from open_lm.evaluation.foundry.entries import FoundryFile, read_entries
+from open_lm.evaluation.hf_tokenizer import hf_source
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.table_files import check_ending
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.check import ABSENT, unbuilt_choice
-from open_lm.params.fields import UserError, given_options, parse_topics
+from open_lm.params.fields import Problems, UserError, given_options, parse_topics
 from open_lm.params.training import ArchitectureParams
 from open_lm.progress import Progress, say
+from open_lm.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from open_lm.evaluation.models import ModelChoice, OpenModel
@@ -229,6 +231,12 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
         return environment.run_there(python, sys.argv[1:] if argv is None else argv, params.device)
+    hub = Problems()
+    for name in params.hf_model:
+        hub.attempt(hf_source, name)
+    if params.tokenizer:
+        hub.attempt(load_tokenizer, params.tokenizer)
+    hub.raise_any()
     from open_lm.evaluation.benchmark import data_problems
     from open_lm.evaluation.models import ModelChoice
     from open_lm.evaluation.processes import Processes, join_processes

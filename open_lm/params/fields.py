@@ -51,7 +51,7 @@ class Problems:
     def raise_any(self) -> None:
         """Raises UserError with every problem found, if there is one."""
         if self.found:
-            raise UserError(self.found)
+            raise UserError(list(dict.fromkeys(self.found)))
 
 
 def flag(default: Any, *aliases: str) -> Any:
