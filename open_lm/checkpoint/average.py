@@ -10,13 +10,14 @@ import torch
 from open_lm.checkpoint.load import open_weights
 from open_lm.checkpoint.unshard import mapped_tensors
 from open_lm.checkpoint.weights import WeightsFile, first_names
+from open_lm.params.fields import counted
 from open_lm.progress import Progress
 
 
 def coefficients_of(count: int, coefficients: Sequence[float]) -> list[float]:
     """The coefficients as given, or 1/count each. Raises ValueError for another number of them."""
     if coefficients and len(coefficients) != count:
-        raise ValueError(f"--average-coefficients: {len(coefficients)} given for {count} checkpoints; give one each, or none")
+        raise ValueError(f"--average-coefficients: {len(coefficients)} given for {counted(count, 'checkpoint')}; give one each, or none")
     return list(coefficients) or [1 / count] * count
 
 

@@ -23,7 +23,7 @@ from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.table_files import check_ending
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.check import ABSENT, unbuilt_choice
-from open_lm.params.fields import Problems, UserError, given_options, parse_topics
+from open_lm.params.fields import Problems, UserError, counted, given_options, parse_topics
 from open_lm.params.training import ArchitectureParams
 from open_lm.progress import Progress, say
 from open_lm.tokenizer import load_tokenizer
@@ -318,7 +318,7 @@ def _score_with_foundry(name: str, params: EvalParams, choice: ModelChoice, file
 
     def report(task: str, result: Result, longest: int) -> None:
         size = f"longest request {longest} tokens, {result.seconds:.1f} s"
-        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {size})")
+        _say(f"{name}: {task}: {result.accuracy:.4f} ({counted(result.questions, 'question')}, {size})")
 
     return score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared, lambda line: _say(f"{name}: {line}"))
 
@@ -330,7 +330,7 @@ def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: Ta
     opened = _open(name, params, choice, params.device)
 
     def report(task: str, result: Result) -> None:
-        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)")
+        _say(f"{name}: {task}: {result.accuracy:.4f} ({counted(result.questions, 'question')}, {result.seconds:.1f} s)")
 
     return score_tasks(
         opened.model,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from open_lm import storage
 from open_lm.evaluation.hf_tokenizer import hf_source
+from open_lm.params.fields import counted
 
 if TYPE_CHECKING:
     import torch.utils.hooks
@@ -153,7 +154,9 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
     model, about = made
     missing = sorted({*about["missing_keys"]} & {name for name, _ in model.named_parameters()})
     if missing:
-        raise ValueError(f"--hf-model {source}: its weights lack {len(missing)} tensors, such as {missing[0]}; give the whole model")
+        raise ValueError(
+            f"--hf-model {source}: its weights lack {counted(len(missing), 'tensor')}, such as {missing[0]}; give the whole model"
+        )
     model = model.float().to(device).eval()
     if not _looks_back_only(model):
         raise ValueError(f"--hf-model {source}: its {type(model).__name__} sees the tokens to come; give a causal language model")

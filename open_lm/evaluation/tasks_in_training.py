@@ -31,6 +31,7 @@ from open_lm.evaluation.result import Result
 from open_lm.evaluation.scorer import ScorerOptions
 from open_lm.evaluation.table import cells_of, result_json, whole_task
 from open_lm.evaluation.tasks import Task
+from open_lm.params.fields import counted
 from open_lm.progress import Progress
 from open_lm.storage.json_lines import add_line, drop_after, read_lines
 
@@ -186,7 +187,7 @@ class _Asked(Exception):
 
 
 def _words(result: Result) -> str:
-    return f"accuracy {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)"
+    return f"accuracy {result.accuracy:.4f} ({counted(result.questions, 'question')}, {result.seconds:.1f} s)"
 
 
 @contextmanager

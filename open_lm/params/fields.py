@@ -32,6 +32,11 @@ class UserError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what it counts, such as 1 process, 2 processes."""
+    return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith(("s", "x", "ch", "sh")) else "s")
+
+
 class Problems:
     """Gathers the problems of several steps, so that the user sees all of them at once."""
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from open_lm import storage
 from open_lm.executor import in_processes
-from open_lm.params.fields import UserError
+from open_lm.params.fields import UserError, counted
 from open_lm.shards import provenance
 from open_lm.shards.conversion import COPIED, STATS, Conversion, Line
 from open_lm.shards.convert_shard import ShardTask, convert_shard
@@ -63,11 +63,11 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.shards:,} shards ({self.kept:,} of them made earlier), {self.sequences:,} sequences",
+            f"{counted(self.shards, 'shard')} ({self.kept:,} of them made earlier), {counted(self.sequences, 'sequence')}",
             f"{self.bytes_in:,} bytes in, {self.bytes_out:,} bytes out",
         ]
         if self.left_out:
-            lines.append(f"{self.left_out:,} members that hold no tokens were left out")
+            lines.append(f"left out, since they hold no tokens: {counted(self.left_out, 'member')}")
         return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from open_lm import storage
 from open_lm.executor import in_processes
+from open_lm.params.fields import counted
 from open_lm.shards.manifest import MANIFEST, ShardEntry, read_manifest, shard_url, write_manifest
 from open_lm.shards.scan import differences, scan_shard
 
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(manifest)
             return 0
         compared, wrong = verify(folders, options.data_key, options.num_workers)
-        print(*wrong, f"{compared:,} shards compared, {len(wrong):,} findings", sep="\n")
+        print(*wrong, f"{counted(compared, 'shard')} compared, {counted(len(wrong), 'finding')}", sep="\n")
         return 1 if wrong else 0
     except ValueError as error:
         print(error, file=sys.stderr)

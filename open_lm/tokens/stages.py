@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from open_lm.executor import Executor
+from open_lm.params.fields import counted
 from open_lm.progress import Progress
 from open_lm.tokens import shuffle
 from open_lm.tokens.gather import Shard, ShardPlan, ShardWork, do_shard, note_path
@@ -95,7 +96,7 @@ def stretches_left(work: Spills, groups: Sequence[Group], workers: int) -> list[
             else:
                 path.unlink()
     if blocks:
-        log.info("going on: %d units were done before", sum(map(len, blocks.values())))
+        log.info("going on: %s done before", counted(sum(map(len, blocks.values())), "unit"))
     long_files = sum(group.long for group in groups)
     left: list[Stretch] = []
     for group in groups:
@@ -174,7 +175,7 @@ def write(work: ShardWork, bucket_sizes: np.ndarray, shard_size: int, executor: 
     note_path(work.folder, 0).parent.mkdir(exist_ok=True)
     shards = {shard.number: shard for shard in _shards_done(work)}
     if shards:
-        log.info("going on: %d of %d shards were done before", len(shards), count)
+        log.info("going on: %d of %s done before", len(shards), counted(count, "shard"))
     tasks = [
         (work, ShardPlan(number, tuple(shuffle.rows_of_shard(number, shard_size, ends)))) for number in range(count) if number not in shards
     ]

@@ -22,6 +22,7 @@ import zstandard
 
 from open_lm import storage
 from open_lm.executor import LocalExecutor
+from open_lm.params.fields import counted
 from open_lm.progress import Progress
 from open_lm.tokens.reading.inputs import InputFile
 from open_lm.tokens.tools.records import records
@@ -117,7 +118,7 @@ def download(
     total.refusals.sort()
     if not total.total:
         why = f"; the first is {total.refusals[0]}" if total.refusals else ""
-        raise ValueError(f"--dataset: {total.refused} documents, none of them with a text{why}; check --text-key and --id-key")
+        raise ValueError(f"--dataset: {counted(total.refused, 'document')}, none of them with a text{why}; check --text-key and --id-key")
     _note(place, asked, total)
     for path in (place / _PARTS).glob("*"):
         path.unlink()
@@ -132,7 +133,7 @@ def deal(files: Sequence[InputFile], number: int) -> list[tuple[InputFile, ...]]
         ValueError: more runs than files.
     """
     if number > len(files):
-        raise ValueError(f"--num-files {number}: the dataset has {len(files)} files; give {len(files)} or fewer")
+        raise ValueError(f"--num-files {number}: the dataset has {counted(len(files), 'file')}; give {len(files)} or fewer")
     runs, start, left = [], 0, sum(file.size for file in files)
     for remaining in range(number, 0, -1):
         stop, size = start + 1, files[start].size
