@@ -98,7 +98,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with Progress("learning the merges"):
+    with Progress("training"):
         tokenizer.train_from_iterator((piece for text in texts for piece in cut_at_spaces(text, _PIECE)), trainer)
     return tokenizer
 
