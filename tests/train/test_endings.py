@@ -141,6 +141,19 @@ def test_an_error_is_told_before_anything_is_closed(bench: Any, main_here: Main,
     assert bench.log("a").count("a fault of this step") == logs[0].count("a fault of this step")
 
 
+def test_an_error_stands_once_on_the_screen_and_once_in_the_log(
+    bench: Any, main_here: Main, at_step: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(step: int, sums: Any) -> Any:
+        if step == 3:
+            raise ValueError("a fault of the data")
+        return sums
+
+    at_step(fail)
+    assert main_here("a") == 1
+    assert "".join(capfd.readouterr()).count("a fault of the data") == bench.log("a").count("a fault of the data") == 1
+
+
 def test_with_the_trainer_state_the_measure_of_spikes_is_reset_too(bench: Any, main_here: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     plain = outliers.Outliers.judge
