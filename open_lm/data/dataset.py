@@ -104,8 +104,8 @@ class TrainData:
         totals = [source.total for source in self.plan.sources]
         one, before, after = (self.plan.rows_before(number) for number in (epoch, start, stop))
         return [
-            f"data: {source.name}: {share / total:.4g} passes in {epoch} rows (an epoch), {(b - a) / total:.4g} in the {stop - start} rows "
-            f"to read, {a / total:.4g} before"
+            f"data: {source.name}: {share / total:.4g} passes in {counted(epoch, 'row')} (an epoch), {(b - a) / total:.4g} "
+            f"in the {counted(stop - start, 'row')} to read, {a / total:.4g} before"
             for source, total, share, a, b in zip(self.plan.sources, totals, one, before, after)
         ]
 

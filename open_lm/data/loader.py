@@ -327,7 +327,7 @@ class Loader:
         if self.lost_rows > self.tolerate * rows:
             self.close()
             raise ValueError(
-                f"{self._why}; {self.lost_rows} rows are lost, more than --data-tolerate-error-p "
+                f"{self._why}; {counted(self.lost_rows, 'row')} lost, more than --data-tolerate-error-p "
                 f"{self.tolerate:g} of this process's {rows} rows"
             )
 

@@ -34,7 +34,7 @@ class UserError(ValueError):
 
 def counted(number: int, what: str) -> str:
     """A number and what it counts, such as 1 process, 2 processes."""
-    return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith(("s", "x", "tch", "sh")) else "s")
 
 
 class Problems:

@@ -355,7 +355,7 @@ def test_members_that_cannot_be_parsed_stop_the_run_or_lose_their_rows_alone(wri
     data = build(f"{folder}/*.tar", data_tolerate_error_p=0.1, ignore_parse_errors=True)
     found = rows(data, 40, tolerate=0.1)
     assert sorted(found[:, 0].tolist()) == [MASKED, *range(21), *range(22, 40)]
-    with pytest.raises(ValueError, match="1 rows are lost, more than"):
+    with pytest.raises(ValueError, match="1 row lost, more than"):
         rows(data, 40, tolerate=0.01)
 
 

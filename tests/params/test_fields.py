@@ -290,8 +290,8 @@ def test_problems_of_several_steps_are_gathered() -> None:
 
 
 def test_numbers_are_followed_by_their_words() -> None:
-    told = [counted(1, "process"), counted(2, "process"), counted(0, "row"), counted(1234, "batch"), counted(1, "row")]
-    assert told == ["1 process", "2 processes", "0 rows", "1,234 batches", "1 row"]
+    told = [counted(1, "process"), counted(2, "process"), counted(0, "row"), counted(1234, "batch"), counted(3, "epoch")]
+    assert told == ["1 process", "2 processes", "0 rows", "1,234 batches", "3 epochs"]
 
 
 def test_a_problem_that_two_steps_find_is_told_once() -> None:

@@ -157,7 +157,7 @@ def test_another_model_or_data_is_refused_on_resume_with_the_difference(
         (["--seed", "1"], "--seed was 0, is 1"),
         (
             ["--train-data", str(bench.folder / "shards/shard-{0000000..0000001}.tar"), "--multiple-data-passes"],
-            "there were 1 sources, there are 2",
+            "1 source before, 2 now",
         ),
     ):
         assert main_here("a", "--epochs", "4", "--multiple-data-passes", "--resume", "latest", *flags) == 2
