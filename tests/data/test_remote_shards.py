@@ -228,7 +228,7 @@ def test_openlm_defect_9_a_missing_shard_stops_the_run_or_is_lost_within_the_sha
         found = torch.cat([batch.tokens for batch in loader])
     assert (found[gone] == MASKED).all() and torch.equal(found[~gone], local[~gone])
     assert loader.lost_rows == 12 and caplog.text.count("shard-0002.tar: no such file; its rows are masked") == 1
-    with pytest.raises(ValueError, match=r"shard-0002\.tar: no such file; 1[0-2] rows are lost, more than --data-tolerate-error-p 0\.2 of"):
+    with pytest.raises(ValueError, match=r"shard-0002\.tar: no such file; 1[0-2] rows lost, more than --data-tolerate-error-p 0\.2 of"):
         rows(data, tolerate=0.2)
     strict = build_train_data(DataParams(dataset_manifest=params.dataset_manifest), seq_len=4, vocab_size=10_000, global_batch_size=8)
     with pytest.raises(ValueError, match=r"shard-0002\.tar: no such file$"):
