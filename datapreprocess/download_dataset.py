@@ -21,7 +21,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__, "; the same command goes on from here")
 
-from open_lm.params.fields import Problems, parse_topics  # noqa: E402
+from open_lm.params.fields import Problems, counted, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:
     from open_lm.tokens.tools.download import Written
@@ -91,7 +91,7 @@ def _run(dataset: DatasetParams, output: OutputParams) -> None:
     assert dataset.dataset and output.output_dir
     folder = dataset_folder(dataset.dataset, dataset.revision)
     files = dataset_files(folder, dataset.subset, dataset.split, dataset.files)
-    logging.info("%s: %d files, %.1f MB", folder, len(files), sum(file.size for file in files) / 1e6)
+    logging.info("%s: %s, %.1f MB", folder, counted(len(files), "file"), sum(file.size for file in files) / 1e6)
     wanted = Wanted(dataset.text_key, dataset.id_key, fractions, output.max_documents, output.num_files or len(files))
     source = {"dataset": folder, "subset": dataset.subset, "split": dataset.split}
     with LocalExecutor(min(output.num_workers or available_cores(), wanted.num_files)) as executor:
@@ -128,9 +128,9 @@ def _check(dataset: DatasetParams, output: OutputParams) -> tuple[float, ...]:
 
 def _report(written: Written, folder: str) -> None:
     for name, documents in written.documents.items():
-        print(f"{Path(folder) / name}: {documents:,} documents, {written.utf8_bytes[name]:,} bytes of text")
+        print(f"{Path(folder) / name}: {counted(documents, 'document')}, {written.utf8_bytes[name]:,} bytes of text")
     if written.refused:
-        print(f"left out: {written.refused:,} documents without a text or an id")
+        print(f"left out: {counted(written.refused, 'document')} without a text or an id")
         for refusal in written.refusals:
             logging.warning("left out: %s", refusal)
 

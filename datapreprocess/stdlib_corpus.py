@@ -13,7 +13,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
-from open_lm.params.fields import UserError, parse_topics  # noqa: E402
+from open_lm.params.fields import UserError, counted, parse_topics  # noqa: E402
 from open_lm.tokens.tools.corpus import Part, build_corpus  # noqa: E402
 
 
@@ -32,7 +32,7 @@ class CorpusParams:
 
 
 def _describe(part: Part) -> str:
-    return f"{part.path}: {part.documents:,} documents, {part.characters:,} characters, {part.bytes:,} bytes"
+    return f"{part.path}: {counted(part.documents, 'document')}, {part.characters:,} characters, {part.bytes:,} bytes"
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
     for part in (corpus.train, corpus.heldout):
         print(_describe(part))
     for reason, files in corpus.skipped.items():
-        print(f"left out, {reason}: {files:,} files")
+        print(f"left out, {reason}: {counted(files, 'file')}")
     return 0
 
 

@@ -17,7 +17,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
-from open_lm.params.fields import UserError, parse_topics  # noqa: E402
+from open_lm.params.fields import UserError, counted, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:
     from open_lm.tokens.tools.bpe import TrainedTokenizer, Vocabulary
@@ -79,7 +79,7 @@ def _train(params: TokenizerParams) -> TrainedTokenizer:
 
 def _report(trained: TrainedTokenizer, asked_for: int) -> list[str]:
     lines = [
-        f"{trained.path}: {trained.vocab_size:,} ids, trained on {trained.documents:,} documents, {trained.bytes:,} bytes",
+        f"{trained.path}: {trained.vocab_size:,} ids, trained on {counted(trained.documents, 'document')}, {trained.bytes:,} bytes",
         _on("text that it was trained on", trained.trained_on),
     ]
     if trained.heldout is None:
@@ -98,7 +98,7 @@ def _on(name: str, seen: Vocabulary) -> str:
     alone = seen.single_bytes / seen.tokens if seen.tokens else 0.0
     return (
         f"{name}: {seen.characters_per_token:.2f} characters and {seen.bytes_per_token:.2f} bytes per token,"
-        f" {alone:.2%} of the tokens are parts of a character ({seen.documents:,} documents, {seen.tokens:,} tokens)"
+        f" {alone:.2%} of the tokens are parts of a character ({counted(seen.documents, 'document')}, {seen.tokens:,} tokens)"
     )
 
 

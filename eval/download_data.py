@@ -18,7 +18,8 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 end_on_signals(__name__)
 
 from open_lm.evaluation.download import REVISION, GitHub, Mirror, Report, download, wanted_files  # noqa: E402
-from open_lm.params.fields import parse_topics  # noqa: E402
+from open_lm.params.fields import counted, parse_topics  # noqa: E402
+from open_lm.progress import say  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,7 +46,7 @@ def main() -> int:
         names = wanted_files(params.eval_yaml or [str(path) for path in sorted(HERE.glob("*.yaml"))])
         folder = Path(params.output_dir) if params.output_dir else HERE
         mirror, revision = params.mirror, params.revision
-        report = download(names, folder, lambda: Mirror(mirror) if mirror else GitHub(revision), lambda line: print(line, flush=True))
+        report = download(names, folder, lambda: Mirror(mirror) if mirror else GitHub(revision), say)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -53,7 +54,7 @@ def main() -> int:
 
 
 def _tell(report: Report, folder: Path) -> int:
-    print(f"{folder / 'local_data'}: {len(report.there)} files were there, {len(report.fetched)} fetched")
+    print(f"{folder / 'local_data'}: {counted(len(report.there), 'file')} there before, {len(report.fetched)} fetched")
     for name in report.missing:
         print(f"missing: {name} (the source hasn't it; leave its task out, or put the file there)", file=sys.stderr)
     for name, reason in report.failed.items():

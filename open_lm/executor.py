@@ -19,6 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from open_lm.progress import Progress
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -162,17 +164,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int | None, about: str) -> Iterator[tuple[int, R]]:
-    """`LocalExecutor.map` by processes of its own, with a progress bar on a terminal.
+def in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int | None, what: str, unit: str) -> Iterator[tuple[int, R]]:
+    """`LocalExecutor.map` by processes of its own; its progress is shown.
 
     Args:
         workers: processes, all cores by default; one does the work in this process.
-        about: what the progress bar counts.
+        what, unit: as in `Progress`.
     """
-    from tqdm import tqdm
-
     with LocalExecutor(max(1, min(workers or available_cores(), len(tasks)))) as executor:
-        yield from tqdm(executor.map(function, tasks), total=len(tasks), unit=about, disable=None, leave=False)
+        yield from Progress(what, len(tasks), unit).over(executor.map(function, tasks))
 
 
 _ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

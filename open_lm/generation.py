@@ -16,6 +16,7 @@ from torch import Tensor
 
 from open_lm.model.cache import KeyValueCache
 from open_lm.model.transformer import Transformer
+from open_lm.progress import Progress
 
 PAD = 0
 
@@ -79,7 +80,7 @@ def generate(
     new: list[list[int]] = [[] for _ in prompts]
     active, cache = list(range(len(prompts))), KeyValueCache()
     logits = next_logits(model, prompts, cache).cpu()
-    for step in range(max_new_tokens):
+    for step in Progress("generating", max_new_tokens, "tokens").over(range(max_new_tokens)):
         going = []
         for row, i in enumerate(active):
             chosen = choose(logits[row], sampling, generators[i])

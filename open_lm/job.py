@@ -26,6 +26,7 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
 from open_lm.params import Params, Problems
+from open_lm.params.fields import counted
 from open_lm.scoring import check_same, find_tasks
 from open_lm.train.launcher import sign_lock, was_ours
 from open_lm.train.loop import Position
@@ -97,16 +98,18 @@ class Job:
     def lines(self) -> tuple[str, ...]:
         """The run in words."""
         world, length, shape = self.world, self.length, self.shape
+        *fewer, most = allowed_processes(length.global_batch_size, self.data.streams)
         cuda = f", CUDA {torch.version.cuda}" if world.device.type == "cuda" else ""
         return (
-            f"Run {self.folder.path}: {world.size} processes on {device_name(world.device)}, open_lm {__version__}, "
+            f"Run {self.folder.path}: {counted(world.size, 'process')} on {device_name(world.device)}, open_lm {__version__}, "
             f"torch {torch.__version__}, Python {platform.python_version()}{cuda}",
             *self.data.log_lines(),
             *self.data.length_lines(length.sequences_per_epoch, shape.start, shape.stop or 0),
-            f"This run goes on with {', '.join(map(str, allowed_processes(length.global_batch_size, self.data.streams)))} processes "
+            f"This run goes on with {', '.join([*map(str, fewer), counted(most, 'process')])} "
             "(what divides the global batch size and the streams) and any number of --workers",
             *(self.tasks.notices if self.tasks else ()),
-            f"{length.total_steps} steps of {length.global_batch_size} sequences of {self.config.seq_len} tokens in {length.epochs} epochs",
+            f"{counted(length.total_steps, 'step')} of {counted(length.global_batch_size, 'sequence')} of {self.config.seq_len} tokens "
+            f"in {counted(length.epochs, 'epoch')}",
         )
 
 

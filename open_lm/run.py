@@ -32,6 +32,7 @@ from open_lm.model.transformer import Transformer, count_parameters
 from open_lm.params import Params
 from open_lm.params.averagers import parse_averagers
 from open_lm.params.ending import seconds_of
+from open_lm.params.fields import counted
 from open_lm.scoring import tasks_config, validation_config
 from open_lm.train import farewell, forecast
 from open_lm.train.agreement import Meeting
@@ -41,7 +42,7 @@ from open_lm.train.failure import Failure
 from open_lm.train.guard import Guard, add_to_log
 from open_lm.train.launcher import LauncherWatch, seconds_since_launch
 from open_lm.train.loop import Callback, Position, train
-from open_lm.train.metrics import MetricsLog, ProgressBar, over_processes
+from open_lm.train.metrics import MetricsLog, StepProgress, over_processes
 from open_lm.train.optimizer import make_optimizer
 from open_lm.train.outliers import Outliers
 from open_lm.train.parallel import World, autocast_dtype, from_first, parallelize
@@ -102,7 +103,9 @@ def begin(job: Job, guard: Guard, guarded: ExitStack, meeting: Meeting, warnings
     for warning in (*warnings, *job.lineage.notes):
         logging.warning(warning)
     if job.start.step >= job.length.total_steps:
-        logging.info(f"{job.folder.path}: the run is finished ({job.start.step} steps); nothing to do. Give more --epochs to go on")
+        logging.info(
+            f"{job.folder.path}: the run is finished ({counted(job.start.step, 'step')}); nothing to do. Give more --epochs to go on"
+        )
         if job.tasks and world.is_first and (words := lost_scores(job.folder.checkpoints, tasks_config(params, world), job.start.epoch)):
             logging.warning(words)
         return 0
@@ -157,14 +160,19 @@ def describe_run(job: Job) -> None:
         storage.write_bytes(str(job.folder.path / "tokenizer.json"), job.data.tokenizer.json_text.encode())
     if params.log.copy_codebase:
         copy_code(job.folder)
-    for line in (*job.lines(), *(f"  {name}: {value}" for name, value in sorted(resolved.items()))):
+    for line in job.lines():
         logging.info(line)
+    logging.info(f"Options that differ from the defaults ({job.folder.path / 'params.txt'} has all):")
+    for name, value in params.changed().items():
+        logging.info(f"  {name}: {value}")
     if world.device.type == "cpu" and params.parallel.precision != "fp32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         logging.warning(
             f"--precision {params.parallel.precision}: this processor has no bf16 arithmetic; --precision fp32 is several times faster"
         )
     if params.optimizer.warmup >= length.schedule_end(length.epochs) and not params.optimizer.skip_scheduler:
-        logging.warning(f"--warmup {params.optimizer.warmup}: the run has {length.total_steps} steps and never leaves its warm-up")
+        logging.warning(
+            f"--warmup {params.optimizer.warmup}: the run has {counted(length.total_steps, 'step')} and never leaves its warm-up"
+        )
 
 
 def build(job: Job) -> Trained:
@@ -261,7 +269,7 @@ def train_job(job: Job, trained: Trained, guard: Guard, failure: Failure, meetin
         for line in loader.log_lines():
             logging.info(line)
         if tolerate and (lost := over_processes(loader.lost_rows, world.device)):
-            logging.info(f"data: {lost} rows of the run were lost and masked, on all processes together")
+            logging.info(f"data: lost and masked in this run, on all processes together: {counted(lost, 'row')}")
     if world.is_first:
         farewell.leave(job.folder, ending, end)
     return ending.exit_code
@@ -332,7 +340,7 @@ def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, lo
     ]
     if not world.is_first:
         return callbacks
-    return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), ProgressBar(job.length, job.start)]
+    return [*callbacks, SkippedSteps(job.folder, params.log.log_every_n_steps, job.start), StepProgress(job.length, job.start)]
 
 
 def make_tasks(job: Job, model: nn.Module, log: MetricsLog, beside: Beside) -> list[Callback]:

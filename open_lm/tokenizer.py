@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from open_lm import storage
+from open_lm.storage.hub import from_hub
 from open_lm.storage.yaml_json import half_pair_words, read_json
 
 if TYPE_CHECKING:
@@ -162,7 +161,8 @@ def load_tokenizer(source: str, eot_token: str | None = None) -> Tokenizer:
         return Tokenizer(_checked(file.read_bytes(), source), source, eot_token, declared)
     if path.exists() or source.endswith(".json") or source.startswith((".", "/", "~")):
         raise ValueError(f"--tokenizer {source}: no tokenizer.json there; give a file, a folder that holds one, or a Hugging Face name")
-    return Tokenizer(_from_hub(source), source, eot_token, _declared_on_hub(source))
+    text, declared = _from_hub(source)
+    return Tokenizer(text, source, eot_token, declared)
 
 
 def _checked(data: bytes, source: str) -> str:
@@ -174,30 +174,21 @@ def _checked(data: bytes, source: str) -> str:
         raise ValueError(f"--tokenizer {source}: not a tokenizer.json: {error}") from None
 
 
-def _from_hub(name: str) -> str:
+def _from_hub(name: str) -> tuple[str, bytes | None]:
+    """The tokenizer.json of a hub tokenizer, and its tokenizer_config.json, None where it has none."""
     import tokenizers
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every retry is a line or two; ours says what it came to
     try:
-        return str(tokenizers.Tokenizer.from_pretrained(name).to_str())
-    except Exception as error:  # tokenizers raises plain Exception for every failure
-        reason = " ".join(str(error).split())[:200]
+        text = tokenizers.Tokenizer.from_file(str(from_hub(name, "tokenizer.json"))).to_str()
+    except Exception as error:  # tokenizers raises plain Exception for a file that is none
         raise ValueError(
-            f"--tokenizer {name}: can't be fetched from the Hugging Face hub ({reason}); "
-            "check the name and the network, or give a tokenizer.json"
+            f"--tokenizer {name}: {' '.join(str(error).split())[:300]}; check the name, give a tokenizer.json or a folder that holds one, "
+            "or set HF_ENDPOINT to a mirror"
         ) from None
-
-
-def _declared_on_hub(name: str) -> bytes | None:
-    """The tokenizer_config.json of a hub tokenizer, None where it has none."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     try:
-        path = huggingface_hub.hf_hub_download(name, _ABOUT)
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
-    return Path(path).read_bytes()
+        return text, from_hub(name, _ABOUT).read_bytes()
+    except (FileNotFoundError, ValueError):
+        return text, None
 
 
 def choose_tokenizer(named: str | None, carried: Tokenizer | None, vocab_size: int) -> Tokenizer:

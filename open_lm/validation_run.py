@@ -29,6 +29,7 @@ from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.params import LogParams, ModelParams, Params, Problems
+from open_lm.params.fields import counted
 from open_lm.params.training import ArchitectureParams
 from open_lm.scoring import check_same, find_tasks, tasks_config, validation_config
 from open_lm.train.parallel import World, from_all, parallelize
@@ -175,8 +176,8 @@ def _validate(params: Params, world: World, folder: RunFolder, opened: _Opened, 
     model = Transformer(opened.config, opened.kernel)
     load_weights(model, opened.file.state_dict, opened.path, opened.file.keys)
     spread, place, path = parallelize(model, params.parallel, world), _place(opened.file.about), opened.path
-    what = f"{len(opened.sets)} sets" + (f" and {len(opened.tasks.tasks)} tasks" if opened.tasks else "")
-    logging.info(f"Validating {path} (step {place.step}) on {what} with {world.size} processes; nothing is trained")
+    what = f"{counted(len(opened.sets), 'set')}" + (f" and {counted(len(opened.tasks.tasks), 'task')}" if opened.tasks else "")
+    logging.info(f"Validating {path} (step {place.step}) on {what} with {counted(world.size, 'process')}; nothing is trained")
 
     def tell(group: str, metrics: Mapping[str, Any], step: int) -> None:
         for sink in sinks:

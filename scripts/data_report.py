@@ -29,6 +29,7 @@ class DataReportParams:
 
 def _report(params: DataReportParams) -> None:
     from open_lm import storage
+    from open_lm.progress import Progress
     from open_lm.report import Report, read_data, read_run, write_report
     from open_lm.report.data_table import lines
 
@@ -36,11 +37,13 @@ def _report(params: DataReportParams) -> None:
         raise UserError(["--run: missing; give a run folder, such as logs/NAME"])
     if params.output and storage.is_remote(params.run):
         raise UserError([f"--output {params.output}: a page needs the run folder on this machine; copy it, or leave --output out"])
-    for line in lines(read_data(params.run)):
-        print(line)
+    with Progress("data report"):
+        told = [*lines(read_data(params.run))]
+    print("\n".join(told))
     if params.output:
-        for path in write_report(Report([read_run(params.run)]), params.output):
-            print(path)
+        with Progress("page"):
+            files = write_report(Report([read_run(params.run)]), params.output)
+        print(*files, sep="\n")
 
 
 def main() -> int:

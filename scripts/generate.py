@@ -16,8 +16,8 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
-from open_lm.params.fields import UserError, parse_topics  # noqa: E402
-from open_lm.tokenizer import text_problem  # noqa: E402
+from open_lm.params.fields import Problems, UserError, parse_topics  # noqa: E402
+from open_lm.tokenizer import load_tokenizer, text_problem  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ def parse() -> GenerateParams:
     """The options, checked."""
     topics, _ = parse_topics((GenerateParams,), description=__doc__)
     params: GenerateParams = topics[GenerateParams]
-    problems = []
+    found = Problems()
+    if params.tokenizer:
+        found.attempt(load_tokenizer, params.tokenizer)
+    problems = found.found
     if params.checkpoint is None:
         problems.append("--checkpoint: give an epoch_N.pt or a run folder")
     if not params.prompt:

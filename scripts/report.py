@@ -14,6 +14,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 end_on_signals(__name__)
 
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
+from open_lm.progress import Progress  # noqa: E402
 from open_lm.report import Report, Scores, read_run, read_scores, write_report  # noqa: E402
 
 
@@ -76,10 +77,11 @@ def main() -> int:
     try:
         topics, _ = parse_topics((ReportParams,), description=__doc__)
         params: ReportParams = topics[ReportParams]
-        report = _report(params)
-        assert params.output
-        for path in write_report(report, params.output):
-            print(path)
+        with Progress("report"):
+            report = _report(params)
+            assert params.output
+            files = write_report(report, params.output)
+        print(*files, sep="\n")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

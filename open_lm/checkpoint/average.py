@@ -10,12 +10,14 @@ import torch
 from open_lm.checkpoint.load import open_weights
 from open_lm.checkpoint.unshard import mapped_tensors
 from open_lm.checkpoint.weights import WeightsFile, first_names
+from open_lm.params.fields import counted
+from open_lm.progress import Progress
 
 
 def coefficients_of(count: int, coefficients: Sequence[float]) -> list[float]:
     """The coefficients as given, or 1/count each. Raises ValueError for another number of them."""
     if coefficients and len(coefficients) != count:
-        raise ValueError(f"--average-coefficients: {len(coefficients)} given for {count} checkpoints; give one each, or none")
+        raise ValueError(f"--average-coefficients: {len(coefficients)} given for {counted(count, 'checkpoint')}; give one each, or none")
     return list(coefficients) or [1 / count] * count
 
 
@@ -34,7 +36,7 @@ def average_weights(checkpoints: Sequence[str], coefficients: Sequence[float] = 
         ValueError: a checkpoint that is not read or of another model; another number of coefficients.
     """
     factors = coefficients_of(len(checkpoints), coefficients)
-    files = [open_weights(checkpoint)[0] for checkpoint in checkpoints]
+    files = [open_weights(one)[0] for one in Progress("opening", len(checkpoints), "checkpoints").over(checkpoints)]
     first = files[0].state_dict
     for checkpoint, file in zip(checkpoints, files):
         other = {name: value.shape for name, value in file.state_dict.items()}
@@ -44,7 +46,7 @@ def average_weights(checkpoints: Sequence[str], coefficients: Sequence[float] = 
     tied = [first_names(file.state_dict) for file in files]
     once = {name: pairs.setdefault(tuple(names[name] for names in tied), name) for name in first}  # tied in all of them
     result = mapped_tensors({name: (first[name].shape, first[name].dtype) for name in once.values()}, folder)
-    for name, target in result.items():
+    for name, target in Progress("averaging", len(result), "tensors").over(result.items()):
         if name.endswith("inv_freq"):
             target.copy_(first[name])
             continue

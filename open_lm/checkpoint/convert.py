@@ -29,6 +29,7 @@ from open_lm.checkpoint.unshard import mapped_tensors, read_tensors, state_momen
 from open_lm.checkpoint.weights import first_names, read_weights, write_weights
 from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
+from open_lm.progress import Progress
 from open_lm.tokenizer import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -132,7 +133,7 @@ def export_weights(
         once = first_names(tensors)
         shapes = {n: (tensors[n].shape, tensors[n].dtype if n.endswith("inv_freq") else wanted) for n in once.values()}
         made = mapped_tensors(shapes, folder)
-        for key, target in made.items():
+        for key, target in Progress("converting", len(made), "tensors").over(made.items()):
             target.copy_(tensors[key])
         tensors = {name: made[first] for name, first in once.items()}
     temporary = folder / f".{called}.export"

@@ -17,6 +17,7 @@ from open_lm.checkpoint.run_state import RunState, read_run_state
 from open_lm.checkpoint.state_folder import STATE_FILE
 from open_lm.checkpoint.unshard import saved_shapes
 from open_lm.checkpoint.weights import WeightsFile, first_names, newest_weights, read_pt, read_weights
+from open_lm.params.fields import counted
 
 Shapes = Mapping[str, tuple[torch.Size, torch.dtype]]
 
@@ -67,11 +68,12 @@ def _state(checkpoint: str) -> Iterator[str]:
     everything = Sizes.of(shapes)
     parts = sorted({name.split(".")[0] for name in shapes})
     yield f"{checkpoint}: a run state, whole; resume it with --resume {checkpoint}"
-    yield f"  step {state.step}, epoch {state.epoch}, {state.sequences:,} sequences, {state.tokens:,} tokens"
+    yield f"  step {state.step}, epoch {state.epoch}, {counted(state.sequences, 'sequence')}, {state.tokens:,} tokens"
     yield f"  model: {_config(state.model_config)}"
     yield f"  {model.parameters:,} parameters, {model.types}; holds {', '.join(parts)}: {everything.bytes:,} bytes"
     versions = ", ".join(f"{name} {version}" for name, version in state.versions.items())
-    yield f"  saved by {state.world_size} processes, global batch size {state.global_batch_size}; {versions or 'no versions told'}"
+    saved = f"  saved by {counted(state.world_size, 'process')}, global batch size {state.global_batch_size}"
+    yield f"{saved}; {versions or 'no versions told'}"
     yield from _plans(state)
     if state.tokenizer:
         yield f"  tokenizer: sha256 {state.tokenizer.get('sha256')}, end of text {state.tokenizer.get('eot_id')}"
@@ -83,7 +85,10 @@ def _plans(state: RunState) -> Iterator[str]:
         yield "  data: a run of OpenLM, whose order is not known"
     for plan in plans:
         values = plan["plan"]
-        sources = ", ".join(f"{s.get('rows')} rows in {s.get('shards')} shards" for s in values.get("sources", [])) or "synthetic"
+        sources = (
+            ", ".join(f"{counted(s.get('rows', 0), 'row')} in {counted(s.get('shards', 0), 'shard')}" for s in values.get("sources", []))
+            or "synthetic"
+        )
         yield f"  data from sequence {plan['first']} on: seed {values.get('seed')}, rows of {values.get('seq_len')} tokens; {sources}"
 
 

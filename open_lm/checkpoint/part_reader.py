@@ -28,6 +28,7 @@ from open_lm import storage
 from open_lm.checkpoint.run_state import AVERAGER
 from open_lm.checkpoint.safe_metadata import METADATA_FILE, metadata_from
 from open_lm.checkpoint.state_folder import read_state_file
+from open_lm.progress import Progress
 
 _THREADS = 4
 
@@ -145,7 +146,7 @@ class _PartReader(StorageReader):
             place = self.metadata.storage_data[item.storage_index]
             files[place.relative_path][place.offset].append(item)
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(partial(self._read_file, planner), files.items()))
+            list(Progress("reading", len(files), "files").over(pool.map(partial(self._read_file, planner), files.items())))
         done: Future[None] = Future()
         done.set_result(None)
         return done

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from open_lm import storage
 from open_lm.checkpoint.state_folder import read_state_file, run_states, sizes
 from open_lm.checkpoint.weights import clean_name
+from open_lm.progress import Progress
 
 _THREADS = 4
 AVERAGER = "averager."
@@ -111,7 +112,7 @@ def _first_problem(url: str, files: dict[str, dict[str, Any]]) -> str | None:
     if wrong or storage.is_remote(url):
         return wrong[0] if wrong else None
     with ThreadPoolExecutor(_THREADS) as pool:
-        sums = pool.map(lambda name: _sha256(storage.join(url, name)), files)
+        sums = Progress("checking", len(files), "files").over(pool.map(lambda name: _sha256(storage.join(url, name)), files))
         return next((name for name, digest in zip(files, sums, strict=True) if digest != files[name]["sha256"]), None)
 
 

@@ -96,6 +96,7 @@ class StateWriter:
         plan = self._plan_for(tensors)
         sources = [_here(tensors[piece.fqn]) for piece in plan.pieces]
         new = new_state(self.folder, state.step, plan.attempt)
+        self._writing = new.url
         if wait or not self.asynchronous:
             self._work(new, plan, sources, state)
             self.wait()
@@ -108,7 +109,7 @@ class StateWriter:
         """Until no save is under way. Raises SaveError where the last one failed, on every process."""
         if self._thread is not None:
             if self._thread.is_alive():
-                logging.info("Waiting for the run state before this one to be whole")
+                logging.info(f"Waiting for {self._writing} to be whole")
             self._thread.join()
             self._thread = None
         if self._outcome is not None:

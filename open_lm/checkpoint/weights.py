@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from open_lm import storage
 from open_lm.params.fields import nearest
+from open_lm.progress import Progress
 
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 """Parts of a name that DDP, compilation, checkpointing and FSDP put into it."""
@@ -226,7 +227,8 @@ def write_stats(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_pt(path: Path, content: Mapping[str, Any]) -> None:
     """Write a .pt file, whole or not at all."""
-    with storage.atomic_write(path, size=_tensor_bytes(content)) as file:
+    size = _tensor_bytes(content)
+    with storage.atomic_write(path, size=size) as file, Progress("writing", size // 10**6, "MB", look=lambda: file.tell() // 10**6):
         torch.save(content, file)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.data.places import Place, Remote, folder_of
+from open_lm.params.fields import counted
+from open_lm.progress import Progress
 from open_lm.shards.index import read_index
 from open_lm.shards.manifest import MANIFEST, ShardEntry, read_manifest
 from open_lm.shards.scan import scan_shard
@@ -114,7 +116,7 @@ def _scanned(folder: Path, shards: Sequence[Path], key: str) -> dict[str, ShardC
     cache = _cache_file(str(folder.resolve()), key)
     remembered = _read_cache(cache, (int, int, int))
     counts, fresh = {}, 0
-    for shard in shards:
+    for shard in Progress("counting sequences", len(shards), "shards").over(shards):
         if not shard.is_file():
             raise ValueError(f"{shard}: no such file, and no manifest says how many sequences would be lost with it")
         status = shard.stat()
@@ -141,8 +143,9 @@ def _scanned_remote(folder: str, shards: Sequence[Remote], key: str) -> dict[str
         fresh = [shard for shard in shards if remembered.get(shard.name, [])[:2] != states[shard]]
         if fresh:
             size = sum(states[shard][0] for shard in fresh) / 1e9
-            _log.info(f"{folder}: reading {len(fresh)} shards ({size:.2f} GB) that no manifest names, to count their sequences")
-        for shard, entry in zip(fresh, pool.map(lambda shard: scan_shard(shard, key), fresh)):
+            _log.info(f"{folder}: reading {counted(len(fresh), 'shard')} ({size:.2f} GB) that no manifest names, to count their sequences")
+        entries = pool.map(lambda shard: scan_shard(shard, key), fresh)
+        for shard, entry in zip(fresh, Progress("counting sequences", len(fresh), "shards").over(entries)):
             length = entry.tokens_per_sequence or 0
             remembered[shard.name] = [*states[shard], entry.num_sequences, length, entry.sha256 or ""]
         if fresh:

@@ -27,7 +27,7 @@ from open_lm.data.sources import (
     with_counts,
 )
 from open_lm.params.data import DataParams, ValidationParams
-from open_lm.params.fields import UserError
+from open_lm.params.fields import UserError, counted
 from open_lm.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -104,21 +104,23 @@ class TrainData:
         totals = [source.total for source in self.plan.sources]
         one, before, after = (self.plan.rows_before(number) for number in (epoch, start, stop))
         return [
-            f"data: {source.name}: {share / total:.4g} passes in {epoch} rows (an epoch), {(b - a) / total:.4g} in the {stop - start} rows "
-            f"to read, {a / total:.4g} before"
+            f"data: {source.name}: {share / total:.4g} passes in {counted(epoch, 'row')} (an epoch), {(b - a) / total:.4g} "
+            f"in the {counted(stop - start, 'row')} to read, {a / total:.4g} before"
             for source, total, share, a, b in zip(self.plan.sources, totals, one, before, after)
         ]
 
     def log_lines(self) -> list[str]:
         """What the log says about the data at the start of a run."""
         if self.plan is None:
-            return [f"data: synthetic tokens, {self.streams} streams"]
+            return [f"data: synthetic tokens, {counted(self.streams, 'stream')}"]
         how = "with replacement" if self.plan.replacement else "in passes"
-        lines = [f"data: {len(self.sources)} sources read {how}, {self.streams} streams, windows of {self.plan.window} rows"]
+        lines = [
+            f"data: {counted(len(self.sources), 'source')} read {how}, {counted(self.streams, 'stream')}, "
+            f"windows of {counted(self.plan.window, 'row')}"
+        ]
         for source, planned, share, dropped in zip(self.sources, self.plan.sources, self.plan.mix.shares, self.dropped_tokens()):
-            line = (
-                f"data: {source.name}: {len(planned.shard_names)} shards, {planned.total} rows, {share}/{BLOCK} of every batch on average"
-            )
+            holds = f"{counted(len(planned.shard_names), 'shard')}, {counted(planned.total, 'row')}"
+            line = f"data: {source.name}: {holds}, {100 * share / BLOCK:.3g} % of every batch on average"
             line += f", {dropped} tokens of a pass fill no row" if dropped else ""
             if source.repeated:
                 some = f"{len(source.repeated)} shards are" if len(source.repeated) > 1 else "a shard is"
@@ -138,7 +140,7 @@ def problems(params: DataParams) -> list[str]:
     weights = params.train_data_mix_weights
     if weights and len(weights) != len(names):
         found.append(
-            f"--train-data-mix-weights: {len(weights)} weights for {len(names)} sources; give one each"
+            f"--train-data-mix-weights: {counted(len(weights), 'weight')} for {counted(len(names), 'source')}; give one each"
             + ("; a glob in quotes is one source" if join_shards(names) != names else "")
         )
     return found + _factor_problems(params, sum(len(split_parts(name)) for name in names))
@@ -156,7 +158,7 @@ def _factor_problems(params: DataParams, parts: int) -> list[str]:
     except ValueError:
         return [f"{name} {' '.join(params.train_data_upsampling_factors)}: give one number for each `::` part"]
     if factors and len(factors) != parts:
-        found.append(f"{name}: {len(factors)} factors for {parts} `::` parts; give one each")
+        found.append(f"{name}: {counted(len(factors), 'factor')} for {parts} `::` parts; give one each")
     return found + [f"{name} {f}: must be positive" for f in factors if not 0 < f < float("inf")]
 
 
@@ -271,7 +273,7 @@ def build_validation_data(
     """
     keys, found, sets = params.val_data_key, [], []
     if len(keys) not in (0, 1, len(params.val_data)):
-        raise UserError([f"--val-data-key: {len(keys)} keys for {len(params.val_data)} sets; give one, or one each"])
+        raise UserError([f"--val-data-key: {counted(len(keys), 'key')} for {counted(len(params.val_data), 'set')}; give one, or one each"])
     if params.val_num_samples is not None and params.val_num_samples < seq_len:
         raise UserError([f"--val-num-samples {params.val_num_samples}: is in tokens, and less than one row of {seq_len}"])
     known = load_tokenizer(tokenizer) if tokenizer else None

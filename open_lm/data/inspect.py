@@ -26,7 +26,7 @@ from open_lm.data.places import split_parts
 from open_lm.data.plan import differences, fingerprint
 from open_lm.data.sources import shown
 from open_lm.params.data import DataParams
-from open_lm.params.fields import UserError
+from open_lm.params.fields import UserError, counted
 from open_lm.shards.index import ShardIndex, list_members, read_index
 from open_lm.shards.members import MASKED, split_name
 from open_lm.tokenizer import Tokenizer, load_tokenizer
@@ -343,8 +343,10 @@ def _in_words(data: TrainData, name: str) -> str:
         return f"synthetic tokens, seed {data.description['seed']}"
     how = "with replacement" if data.plan.replacement else "in passes without replacement"
     plan, count = data.plan, len(data.sources)
-    sources = "1 source" if count == 1 else f"{count} sources"
-    return f"{sources} {how}, {plan.streams} streams, windows of {plan.window} rows, seed {plan.mix.seed}, plan {name}"
+    return (
+        f"{counted(count, 'source')} {how}, {counted(plan.streams, 'stream')}, windows of {counted(plan.window, 'row')}, "
+        f"seed {plan.mix.seed}, plan {name}"
+    )
 
 
 def _from(base: Path, names: str) -> str:

@@ -26,6 +26,7 @@ from open_lm.data.masks import NO_MASKS, Masks
 from open_lm.data.rows import RowReader, Rows
 from open_lm.data.slots import Slots
 from open_lm.data.worker_signals import leave_signals_to_the_parent
+from open_lm.params.fields import counted
 from open_lm.shards.members import MASKED
 
 __all__ = ["MASKED", "Loader", "LoaderShape", "allowed_processes", "check_processes", "validation_shape"]
@@ -48,9 +49,9 @@ def check_processes(world_size: int, global_batch_size: int, streams: int) -> No
     found = allowed_processes(global_batch_size, streams)
     if world_size in found:
         return
-    allowed = ", ".join(map(str, found))
+    allowed = ", ".join([*map(str, found[:-1]), counted(found[-1], "process")])
     also = f" and --data-streams {streams}" if streams != global_batch_size else ""
-    raise ValueError(f"--global-batch-size {global_batch_size}{also}: {world_size} processes don't divide it; run {allowed} processes")
+    raise ValueError(f"--global-batch-size {global_batch_size}{also}: {world_size} processes don't divide it; run {allowed}")
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,9 @@ class Loader:
         self.workers = min(workers, shape.local_streams)
         if self.workers < workers:
             idle = workers - self.workers
-            _log.info(f"--workers {workers}: this process has {shape.local_streams} streams, so {idle} workers have nothing to do")
+            _log.info(
+                f"--workers {workers}: this process has {counted(shape.local_streams, 'stream')}, so {counted(idle, 'worker')} too many"
+            )
         self.next_number, self.wait_seconds = shape.start, 0.0
         self.tolerate, self._rows_before, self._why = tolerate, rows_before, ""
         self._tell, self._named = tell, set[str]()
@@ -324,7 +327,7 @@ class Loader:
         if self.lost_rows > self.tolerate * rows:
             self.close()
             raise ValueError(
-                f"{self._why}; {self.lost_rows} rows are lost, more than --data-tolerate-error-p "
+                f"{self._why}; {counted(self.lost_rows, 'row')} lost, more than --data-tolerate-error-p "
                 f"{self.tolerate:g} of this process's {rows} rows"
             )
 

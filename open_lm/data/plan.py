@@ -26,6 +26,7 @@ import numpy as np
 
 from open_lm.data import keyed
 from open_lm.data.mixing import BLOCK, Mix
+from open_lm.params.fields import counted
 
 DRAW = 1024
 """Consecutive rows of one draw with replacement."""
@@ -289,7 +290,7 @@ def _differences(saved: dict[str, Any], current: dict[str, Any]) -> Iterator[str
             yield f"{words} was {saved.get(name)}, is {current.get(name)}"
     old, new = saved.get("sources", []), current.get("sources", [])
     if len(old) != len(new):
-        yield f"there were {len(old)} sources, there are {len(new)}"
+        yield f"{counted(len(old), 'source')} before, {len(new)} now"
         return
     for index, (a, b) in enumerate(zip(old, new)):
         if (a["shards"], a["rows"]) != (b["shards"], b["rows"]):

@@ -42,7 +42,7 @@ def generate_answers(
     batches = plan_batches([Shape(len(ids) + max_new_tokens) for ids in prompts], options.generated_tokens)
     device = next(model.parameters()).device
     found: dict[int, str] = {}
-    for batch in options.processes.share(batches):
+    for batch in options.processes.share(batches, f"{task.name}: answers"):
         ids = [prompts[i] for i in batch]
         with autocast(device, options.precision):
             new = continue_prompts(model, ids, max_new_tokens, eot_id, stop)

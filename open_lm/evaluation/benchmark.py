@@ -13,6 +13,7 @@ from open_lm.evaluation.result import Result, notice
 from open_lm.evaluation.scorer import ScorerOptions, score_requests
 from open_lm.evaluation.tasks import Task
 from open_lm.params.fields import Problems
+from open_lm.progress import Progress
 from open_lm.tokenizer import Tokenizer
 
 
@@ -68,7 +69,7 @@ def grade(task: Task, data: DataSet, model: nn.Module, tokenizer: Tokenizer, opt
     if data.max_new_tokens:
         texts = answers.generate_answers(model, tokenizer, task, data.questions, data.max_new_tokens, options)
         return [answers.is_right_answer(task, text, one.aliases) for text, one in zip(texts, data.questions, strict=True)]
-    scores = iter(score_requests(model, [request for question in data.questions for request in question.requests], options))
+    scores = iter(score_requests(model, [request for question in data.questions for request in question.requests], options, data.name))
     return [icl.is_right(task, question, [next(scores) for _ in question.requests]) for question in data.questions]
 
 
@@ -88,7 +89,7 @@ def score_tasks(
     each whole task.
     """
     results: dict[str, Result] = {}
-    for task in tasks:
+    for task in Progress("tasks", len(tasks), "tasks").over(tasks):
         start, found = time.perf_counter(), dict[str, Result]()
         for data in load_data_sets(task, tokenizer, max_seq_len, limit):
             if data.notice:

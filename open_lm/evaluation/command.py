@@ -20,14 +20,17 @@ from open_lm.device import choose_device
 from open_lm.evaluation import published
 from open_lm.evaluation.foundry import environment
 from open_lm.evaluation.foundry.entries import FoundryFile, read_entries
+from open_lm.evaluation.hf_tokenizer import hf_source
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.result import Result
 from open_lm.evaluation.table import Results, markdown_table, read_results
 from open_lm.evaluation.table_files import check_ending, write_table
 from open_lm.evaluation.tasks import TaskFile, read_task_file
 from open_lm.params.check import ABSENT, unbuilt_choice
-from open_lm.params.fields import UserError, given_options, parse_topics
+from open_lm.params.fields import Problems, UserError, counted, given_options, parse_topics
 from open_lm.params.training import ArchitectureParams
+from open_lm.progress import Progress, say
+from open_lm.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from open_lm.evaluation.models import ModelChoice, OpenModel
@@ -236,6 +239,12 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
         environment.run_there(python, sys.argv[1:] if argv is None else argv, params.device)
+    hub = Problems()
+    for name in params.hf_model:
+        hub.attempt(hf_source, name)
+    if params.tokenizer:
+        hub.attempt(load_tokenizer, params.tokenizer)
+    hub.raise_any()
     from open_lm.evaluation.benchmark import data_problems
     from open_lm.evaluation.models import ModelChoice
     from open_lm.evaluation.processes import Processes, join_processes
@@ -266,7 +275,7 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
             write_table(results(), path, references)
 
     try:
-        for name, column in columns.items():
+        for name, column in Progress("evaluation", len(columns), "models").over(columns.items()):
             column.write = write
             if not column.missing:
                 _say(f"{name}: nothing to score, --out holds all of it")
@@ -400,7 +409,7 @@ def _score_with_foundry(name: str, params: EvalParams, choice: ModelChoice, file
 
     def report(task: str, result: Result, longest: int) -> None:
         size = f"longest request {longest} tokens, {result.seconds:.1f} s"
-        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {size})")
+        _say(f"{name}: {task}: {result.accuracy:.4f} ({counted(result.questions, 'question')}, {size})")
 
     score_entries(opened.model, opened.tokenizer, file, options, report, opened.declared, lambda line: _say(f"{name}: {line}"), done)
 
@@ -412,7 +421,7 @@ def _score_natively(name: str, params: EvalParams, choice: ModelChoice, file: Ta
     opened = _open(name, params, choice, params.device)
 
     def report(task: str, result: Result) -> None:
-        _say(f"{name}: {task}: {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)")
+        _say(f"{name}: {task}: {result.accuracy:.4f} ({counted(result.questions, 'question')}, {result.seconds:.1f} s)")
 
     score_tasks(
         opened.model,
@@ -449,4 +458,4 @@ def _score_with_harness(name: str, params: EvalParams, choice: ModelChoice, task
 
 def _say(line: str) -> None:
     if _is_first():
-        print(line, file=sys.stderr, flush=True)
+        say(line)

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from open_lm import storage
 from open_lm.evaluation.foundry.entries import read_yaml
 from open_lm.params.fields import UserError
+from open_lm.progress import Progress
+from open_lm.storage.hub import unreachable
 
 FOLDER = "local_data"
 SUMS = "SHA256SUMS"
@@ -39,6 +41,8 @@ class Mirror:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
+        if url.startswith(("http://", "https://")) and (why := unreachable(url)):
+            raise ValueError(f"--mirror {url}: can't be reached ({why}); check the address and the network, or give a folder")
         self.sums: dict[str, str] = {}
         for place in (FOLDER + "/", ""):
             if storage.exists(storage.join(self.url, place + SUMS)):
@@ -63,6 +67,8 @@ class GitHub:
         self.files = files.format(revision=revision)
         url = tree.format(revision=revision)
         try:
+            if why := unreachable(url):
+                raise ValueError(why)
             listed: Any = json.loads(storage.read_bytes(url))
             self.hashes = {item["path"].removeprefix(_INSIDE): item["sha"] for item in listed["tree"] if item["type"] == "blob"}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -150,7 +156,7 @@ def download(names: Iterable[str], folder: Path, source: Callable[[], Source], t
     report, opened = Report(), None
     sums_path = folder / FOLDER / SUMS
     sums = read_sums(sums_path.read_bytes()) if sums_path.is_file() else {}
-    for name in names:
+    for name in Progress("downloading", len(names), "files").over(names):
         short = name.removeprefix(f"{FOLDER}/")
         if _is_whole(folder / name, sums.get(short)):
             report.there.append(name)

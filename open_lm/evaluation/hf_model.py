@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from open_lm import storage
+from open_lm.evaluation.hf_tokenizer import hf_source
+from open_lm.params.fields import counted
 
 if TYPE_CHECKING:
     import torch.utils.hooks
@@ -134,10 +136,9 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
 
     transformers.utils.logging.disable_progress_bar()
     dtype: Any = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    options: dict[str, Any] = {**hf_source(source), dtype: torch.float32}
     try:
-        made: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            hf_source(source), trust_remote_code=False, output_loading_info=True, **{dtype: torch.float32}
-        )
+        made: Any = transformers.AutoModelForCausalLM.from_pretrained(trust_remote_code=False, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         reason = _other_file(storage.local_path(source)) or " ".join(str(error).split())
         if "weights_only" in reason:  # torch's words advise to load them unsafely
@@ -153,7 +154,9 @@ def load_hf_model(source: str, device: str | torch.device) -> HFModel:
     model, about = made
     missing = sorted({*about["missing_keys"]} & {name for name, _ in model.named_parameters()})
     if missing:
-        raise ValueError(f"--hf-model {source}: its weights lack {len(missing)} tensors, such as {missing[0]}; give the whole model")
+        raise ValueError(
+            f"--hf-model {source}: its weights lack {counted(len(missing), 'tensor')}, such as {missing[0]}; give the whole model"
+        )
     model = model.float().to(device).eval()
     if not _looks_back_only(model):
         raise ValueError(f"--hf-model {source}: its {type(model).__name__} sees the tokens to come; give a causal language model")
@@ -177,9 +180,3 @@ def _looks_back_only(model: Any) -> bool:
     ids = torch.tensor([[0, 1], [0, 2]], device=next(model.parameters()).device)
     first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
     return torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max()))
-
-
-def hf_source(source: str) -> str:
-    """A folder as a path that transformers takes, or the name as it is."""
-    path = storage.local_path(source)
-    return str(path) if path.is_dir() else source

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
-from open_lm.evaluation.hf_model import hf_source
+from open_lm import storage
+from open_lm.storage.hub import from_hub, hub_problem
 from open_lm.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -58,8 +58,22 @@ def _as_transformers_has_it(source: str) -> tuple[Any, str]:
     """Its own class for the tokenizer, or None and why there is none; code that comes with it is not run."""
     import transformers
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    where = hf_source(source)
     try:
-        return transformers.AutoTokenizer.from_pretrained(hf_source(source), trust_remote_code=False), ""
+        return transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False), ""
     except Exception as error:  # each class fails in its own way over files that it lacks
         return None, str(error)
+
+
+def hf_source(source: str) -> dict[str, Any]:
+    """A folder, or the name of a model on the hub, as transformers takes it. Raises ValueError for a name that isn't there, or can't be
+    asked for and isn't cached.
+    """
+    path = storage.local_path(source)
+    if path.is_dir():
+        return {"pretrained_model_name_or_path": str(path)}
+    try:
+        from_hub(source, "config.json")
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"--hf-model {source}: {error}; check the name, give a folder, or set HF_ENDPOINT to a mirror") from None
+    return {"pretrained_model_name_or_path": source, "local_files_only": hub_problem() is not None}

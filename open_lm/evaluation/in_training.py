@@ -17,6 +17,7 @@ from open_lm.data.source_names import source_names
 from open_lm.evaluation.intervals import NO_INTERVALS, IntervalOptions
 from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.validation import validate
+from open_lm.progress import Progress
 from open_lm.storage.json_lines import add_line, drop_after
 
 
@@ -109,7 +110,13 @@ class InTraining:
     def _validate_one(self, one: ValidationSet, position: Place, averager: str | None = None) -> dict[str, Any]:
         config = self.config
         shape = validation_shape(one.rows.count, rank=config.rank, world_size=config.world_size, global_batch_size=config.global_batch_size)
-        with Loader(one.rows, shape, config.workers) as batches:
+        total = one.batches(config.global_batch_size) + config.intervals.blocks(config.world_size)
+        with Loader(one.rows, shape, config.workers) as batches, Progress(f"validation on {one.name}", total, "batches") as shown:
+
+            def forth() -> None:
+                shown.done += 1
+                self.beside.progress()
+
             tokens = (batch.tokens for batch in batches)
             result = validate(
                 self.model,
@@ -118,7 +125,7 @@ class InTraining:
                 bytes_per_token=one.bytes_per_token,
                 tokenizer=one.tokenizer,
                 intervals=config.intervals,
-                progress=self.beside.progress,
+                progress=forth,
             )
         bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
         logging.info(

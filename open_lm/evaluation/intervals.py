@@ -32,6 +32,10 @@ class IntervalOptions:
     """Most points of a resample; fewer than there are make wider bounds."""
     iterations: int = 10_000
 
+    def blocks(self, processes: int) -> int:
+        """Blocks of resamples that a process makes, at most."""
+        return (self.sequences + self.tokens) * -(-self.iterations // (_BLOCK * processes))
+
 
 NO_INTERVALS = IntervalOptions()
 

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 from lm_eval import simple_evaluate, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -26,6 +30,7 @@ from open_lm.evaluation.models import context_length, continue_prompts
 from open_lm.evaluation.precision import autocast
 from open_lm.evaluation.result import Result
 from open_lm.evaluation.scorer import ScorerOptions, Shape, plan_batches, score_requests
+from open_lm.storage.hub import hub_problem
 from open_lm.tokenizer import Tokenizer
 
 SHARES = ("acc", "acc_norm", "exact_match")
@@ -182,6 +187,9 @@ def score_harness_tasks(
     Raises:
         ValueError: no such task, or data that can't be had.
     """
+    problem = hub_problem()
+    if problem and not include_path and not _has_data():
+        raise ValueError(_without_hub(tasks, problem))
     manager = _task_manager(tuple(tasks), include_path)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
@@ -189,23 +197,51 @@ def score_harness_tasks(
             f"--tasks {','.join(unknown)}: lm-eval has no such task; `lm-eval ls tasks` lists them, --include-path adds a folder"
         )
     scored, results = HarnessModel(model, tokenizer, options, max_length, begin), dict[str, Result]()
-    for task in tasks:
-        start = time.perf_counter()
-        told = simple_evaluate(
-            scored,
-            tasks=[task],
-            num_fewshot=num_fewshot,
-            limit=limit,
-            task_manager=manager,
-            bootstrap_iters=0,
-            log_samples=False,
-            verbosity="ERROR",
-        )
-        assert told is not None
-        found = _results(told, time.perf_counter() - start, tell)
-        results |= found
-        done(task, found)
+    try:
+        with _hub_left_alone(problem is not None):
+            for task in tasks:
+                start = time.perf_counter()
+                told = simple_evaluate(
+                    scored,
+                    tasks=[task],
+                    num_fewshot=num_fewshot,
+                    limit=limit,
+                    task_manager=manager,
+                    bootstrap_iters=0,
+                    log_samples=False,
+                    verbosity="ERROR",
+                )
+                assert told is not None
+                found = _results(told, time.perf_counter() - start, tell)
+                results |= found
+                done(task, found)
+    except OSError as error:
+        raise ValueError(_without_hub(tasks, f"{problem or 'the data'}: {' '.join(str(error).split())[:200]}")) from None
     return results
+
+
+def _without_hub(tasks: Sequence[str], why: str) -> str:
+    return f"--tasks {','.join(tasks)}: the data can't be had ({why}); set HF_ENDPOINT to a mirror, or give --include-path, or --eval-yaml"
+
+
+def _has_data() -> bool:
+    """Whether any data set of the hub is cached."""
+    places = (Path(huggingface_hub.constants.HF_HUB_CACHE).glob("datasets--*"), Path(datasets.config.HF_DATASETS_CACHE).glob("*___*"))
+    return any(True for place in places for _ in place)
+
+
+@contextmanager
+def _hub_left_alone(asked: bool) -> Iterator[None]:
+    """While open and `asked` for, data are looked for in the cache alone: their clients try for half a minute for each."""
+    places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = asked or place.HF_HUB_OFFLINE
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 @functools.lru_cache(maxsize=1)

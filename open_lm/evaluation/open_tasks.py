@@ -10,6 +10,7 @@ from open_lm.evaluation.benchmark import data_problems, load_data_sets
 from open_lm.evaluation.packed import PackedDataSet
 from open_lm.evaluation.tasks import Task, TaskFile, read_task_file
 from open_lm.params.fields import UserError
+from open_lm.progress import Progress
 from open_lm.tokenizer import Tokenizer, choose_tokenizer
 
 
@@ -59,7 +60,7 @@ def encode_tasks(file: TaskFile, tokenizer: Tokenizer, seq_len: int, url: str = 
     problems: list[str] = []
     data: list[tuple[PackedDataSet, ...]] = []
     notices: dict[str, None] = {}
-    for task in file.tasks:
+    for task in Progress("encoding", len(file.tasks), "tasks").over(file.tasks):
         try:
             sets = []
             for one in load_data_sets(task, tokenizer, file.max_seq_len or seq_len):

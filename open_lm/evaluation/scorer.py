@@ -97,22 +97,23 @@ def plan_batches(shapes: Sequence[Shape], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def score_requests(model: nn.Module, requests: Sequence[Request], options: ScorerOptions) -> list[Score]:
+def score_requests(model: nn.Module, requests: Sequence[Request], options: ScorerOptions, what: str = "scoring") -> list[Score]:
     """Scores in the order of the requests; equal requests are scored once, so that they tie. `model` is left as it is and should be in
-    eval mode.
+    eval mode. `what` is that for `Progress`.
     """
     keys = [(tuple(request.input_ids), request.start) for request in requests]
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    scores = _score_all(model, [Request(list(ids), start) for ids, start in places], options)
+    scores = _score_all(model, [Request(list(ids), start) for ids, start in places], options, what)
     return [scores[places[key]] for key in keys]
 
 
-def _score_all(model: nn.Module, requests: Sequence[Request], options: ScorerOptions) -> dict[int, Score]:
+def _score_all(model: nn.Module, requests: Sequence[Request], options: ScorerOptions, what: str) -> dict[int, Score]:
     groups = group_requests(requests, share=isinstance(model, Transformer))
     shapes = [Shape(g.prefix, len(g.members), max(len(requests[i].input_ids) - 1 - g.prefix for i in g.members)) for g in groups]
     found: dict[int, Score] = {}
     device = next(model.parameters()).device
-    for batch in options.processes.share(plan_batches(shapes, options.scored_tokens(device))):
+    batches = plan_batches(shapes, options.scored_tokens(device))
+    for batch in options.processes.share(batches, what):
         found.update(_score_batch(model, requests, [groups[i] for i in batch], options.precision))
     return options.processes.merge(found)
 

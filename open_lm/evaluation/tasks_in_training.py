@@ -31,6 +31,8 @@ from open_lm.evaluation.result import Result
 from open_lm.evaluation.scorer import ScorerOptions
 from open_lm.evaluation.table import cells_of, result_json, whole_task
 from open_lm.evaluation.tasks import Task
+from open_lm.params.fields import counted
+from open_lm.progress import Progress
 from open_lm.storage.json_lines import add_line, drop_after, read_lines
 
 T = TypeVar("T")
@@ -60,9 +62,9 @@ class _Company(Processes):
     step: InStep | None = None
     progress: Callable[[], None] = lambda: None
 
-    def share(self, batches: Sequence[T]) -> Iterator[T]:
+    def share(self, batches: Sequence[T], what: str) -> Iterator[T]:
         """As in `Processes`."""
-        for batch in super().share(batches):
+        for batch in super().share(batches, what):
             self.progress()
             yield batch
 
@@ -124,8 +126,8 @@ class TasksInTraining:
             return
         results: dict[str, Result] = {}
         failed: dict[str, str] = {}
-        with _ready(self.model) as model:
-            for task, data in self.tasks:
+        with _ready(self.model) as model, Progress("tasks", len(self.tasks.tasks), "tasks") as shown:
+            for shown.done, (task, data) in enumerate(self.tasks):
                 try:
                     results |= self._score_task(task, data, model, where)
                 except _Asked:
@@ -185,7 +187,7 @@ class _Asked(Exception):
 
 
 def _words(result: Result) -> str:
-    return f"accuracy {result.accuracy:.4f} ({result.questions} questions, {result.seconds:.1f} s)"
+    return f"accuracy {result.accuracy:.4f} ({counted(result.questions, 'question')}, {result.seconds:.1f} s)"
 
 
 @contextmanager

@@ -50,6 +50,11 @@ class Params:
         """Every option by name, lists for tuples: what params.txt and checkpoints hold."""
         return {n: list(v) if isinstance(v, tuple) else v for topic in asdict(self).values() for n, v in topic.items()}
 
+    def changed(self) -> dict[str, Any]:
+        """The same of those that differ from their defaults, sorted."""
+        default = {name: value for topic in asdict(self) for name, value in asdict(type(getattr(self, topic))()).items()}
+        return {n: v for n, v in sorted(self.flat().items()) if v != (list(default[n]) if isinstance(v, list) else default[n])}
+
 
 def parse_params(argv: Sequence[str] | None = None) -> tuple[Params, list[str]]:
     """The options of `open_lm.main` and warnings about flags without effect.

@@ -32,6 +32,11 @@ class UserError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what it counts, such as 1 process, 2 processes."""
+    return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith(("s", "x", "tch", "sh")) else "s")
+
+
 class Problems:
     """Gathers the problems of several steps, so that the user sees all of them at once."""
 
@@ -51,7 +56,7 @@ class Problems:
     def raise_any(self) -> None:
         """Raises UserError with every problem found, if there is one."""
         if self.found:
-            raise UserError(self.found)
+            raise UserError(list(dict.fromkeys(self.found)))
 
 
 def flag(default: Any, *aliases: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from open_lm.params.fields import counted
 from open_lm.report.data import DataStep, DataView, PlanSpan
 
 _BEGINS = 6
@@ -18,7 +19,7 @@ def summary(view: DataView) -> Iterator[str]:
     at = f", {view.steps[-1].tokens:,.0f} tokens" if view.steps else ""
     yield f"step {view.last_step:,}{of}{at}"
     if view.batches:
-        sizes = (f"{b.size} rows of {b.seq_len} tokens from step {b.step + 1:,}" for b in view.batches)
+        sizes = (f"{counted(b.size, 'row')} of {b.seq_len} tokens from step {b.step + 1:,}" for b in view.batches)
         yield f"batches: {', '.join(sizes)}"
     yield from _waiting(view)
     yield from _bytes(view)
@@ -58,7 +59,7 @@ def size(count: float) -> str:
 
 def plan_title(plan: PlanSpan) -> str:
     """One line about a plan."""
-    streams = f", {plan.mix.streams} streams" if plan.mix else ""
+    streams = f", {counted(plan.mix.streams, 'stream')}" if plan.mix else ""
     how = "synthetic tokens" if plan.mix is None else "with replacement" if plan.replacement else "in passes without replacement"
     return f"plan {plan.fingerprint}, from step {plan.first_step:,} (row {plan.first_row:,}) on: {how}{streams}"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_lm import storage
+from open_lm.data.source_names import source_names
 from open_lm.report.run import LogStep, RunLog, Scores
 
 if TYPE_CHECKING:
@@ -113,16 +114,27 @@ def _legend(axes: Axes, runs: Sequence[RunLog]) -> None:
         axes.legend(handles, labels, frameon=True, framealpha=0.9, edgecolor="none", fontsize=10)
 
 
+def validation_names(run: RunLog) -> dict[str, str]:
+    """What to call each kind of validation, by its `data`: its set where there are several, its averager where there is one."""
+    kinds = {v.data: v.averager for v in run.validations}
+    sets = {data: data.removesuffix(f" ({averager})") for data, averager in kinds.items()}
+    several = list(dict.fromkeys(sets.values()))
+    short = dict(zip(several, source_names(several)))
+    return {
+        data: "validation" + (f" on {short[sets[data]]}" if len(several) > 1 else "") + (f" of {averager}" if averager else "")
+        for data, averager in kinds.items()
+    }
+
+
 def draw_loss(path: Path, runs: Sequence[RunLog]) -> None:
     """Training loss, and validation loss as marks."""
 
     def draw(axes: Axes) -> None:
         for index, run in enumerate(runs):
             _curve(axes, run, index, lambda s: s.loss, smooth=True)
-            for number, data in enumerate(dict.fromkeys(v.data for v in run.validations)):
+            for number, (data, label) in enumerate(validation_names(run).items()):
                 points = [(v.tokens, v.loss) for v in run.validations if v.data == data]
-                name = f"{run.name}, validation" if len(runs) > 1 else "validation"
-                label = name if len(run.last_validations()) == 1 else f"{name} {number + 1}"
+                label = f"{run.name}, {label}" if len(runs) > 1 else label
                 style: dict[str, Any] = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 8, "linestyle": "none"}
                 axes.plot(*zip(*points), color=colour(index), markeredgecolor="white", zorder=3, label=label, **style)
         _resumes(axes, runs)

@@ -41,10 +41,12 @@ class Validation:
     tokens: float
     """Trained on so far."""
     data: str
+    """The set, and the averager if it is an average of the weights that was validated."""
     loss: float
     perplexity: float
     token_accuracy: float
     bits_per_byte: float
+    averager: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _validations(lists: list[Any]) -> tuple[Validation, ...]:
                 keys = ("loss", "perplexity", "token_accuracy", "bits_per_byte")
                 numbers = {key: _number(result.get(key)) for key in keys}
                 tokens = _number(result.get("train_tokens"))
-                found[tokens, name] = Validation(tokens, name, **numbers)
+                found[tokens, name] = Validation(tokens, name, **numbers, averager=str(result.get("averager") or ""))
     return tuple(sorted(found.values(), key=lambda v: v.tokens))
 
 

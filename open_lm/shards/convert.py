@@ -17,7 +17,7 @@ import numpy as np
 
 from open_lm import storage
 from open_lm.executor import in_processes
-from open_lm.params.fields import UserError
+from open_lm.params.fields import UserError, counted
 from open_lm.shards import provenance
 from open_lm.shards.conversion import COPIED, STATS, Conversion, Line
 from open_lm.shards.convert_shard import ShardTask, convert_shard
@@ -63,11 +63,11 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.shards:,} shards ({self.kept:,} of them made earlier), {self.sequences:,} sequences",
+            f"{counted(self.shards, 'shard')} ({self.kept:,} of them made earlier), {counted(self.sequences, 'sequence')}",
             f"{self.bytes_in:,} bytes in, {self.bytes_out:,} bytes out",
         ]
         if self.left_out:
-            lines.append(f"{self.left_out:,} members that hold no tokens were left out")
+            lines.append(f"left out, since they hold no tokens: {counted(self.left_out, 'member')}")
         return "\n".join(lines)
 
 
@@ -182,7 +182,7 @@ def convert(options: ConvertOptions) -> Summary:
     tasks = [_task(source, out, options, eot_id, wide, conversion) for source in given.sources]
     entries: list[ShardEntry | None] = [None] * len(tasks)
     kept = left_out = 0
-    for index, done in in_processes(convert_shard, tasks, options.num_workers, "shard"):
+    for index, done in in_processes(convert_shard, tasks, options.num_workers, "converting", "shards"):
         source = given.sources[index]
         conversion.add(Line(source.name, source.stored.size, source.stored.stamp, done.others, done.entry))
         entries[index] = done.entry
@@ -242,7 +242,7 @@ def _finish(given: Input, entries: Sequence[ShardEntry], out: Path, options: Con
     for parent, some in by_folder.items():
         write_manifest(parent / MANIFEST, some)
     copies = [(stored.url, str(out / name)) for name, stored in given.files.items() if _is_copied(name)]
-    for _ in in_processes(_copy, copies, options.num_workers, "file"):
+    for _ in in_processes(_copy, copies, options.num_workers, "copying", "files"):
         pass
     if stats:
         storage.write_bytes(str(out / STATS), (json.dumps({**stats, "format": options.format}, indent=2) + "\n").encode())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from open_lm import storage
 from open_lm.executor import in_processes
+from open_lm.params.fields import counted
 from open_lm.shards.manifest import MANIFEST, ShardEntry, read_manifest, shard_url, write_manifest
 from open_lm.shards.scan import differences, scan_shard
 
@@ -88,7 +89,7 @@ def make_manifests(folders: Sequence[Folder], key: str | None, overwrite: bool, 
             raise ValueError(f"{folder.manifest}: exists; give --overwrite to replace it, or --verify to compare the shards with it")
     shards = [shard for folder in folders for shard in folder.shards]
     entries = dict[str, ShardEntry]()
-    for index, entry in in_processes(functools.partial(scan_shard, key=key), shards, workers, "shard"):
+    for index, entry in in_processes(functools.partial(scan_shard, key=key), shards, workers, "reading", "shards"):
         entries[shards[index]] = entry
     for folder in folders:
         write_manifest(folder.manifest, [entries[shard] for shard in folder.shards])
@@ -116,7 +117,7 @@ def verify(folders: Sequence[Folder], key: str | None, workers: int | None) -> t
             elif folder.whole:
                 wrong.append(f"{url}: is missing")
         wrong += [f"{url}: no line of {folder.manifest} names it" for url in folder.shards if url not in entries]
-    for index, found in in_processes(_differences, tasks, workers, "shard"):
+    for index, found in in_processes(_differences, tasks, workers, "comparing", "shards"):
         wrong += [f"{tasks[index][0]}: {what}" for what in found]
     return len(tasks), sorted(wrong)
 
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(manifest)
             return 0
         compared, wrong = verify(folders, options.data_key, options.num_workers)
-        print(*wrong, f"{compared:,} shards compared, {len(wrong):,} findings", sep="\n")
+        print(*wrong, f"{counted(compared, 'shard')} compared, {counted(len(wrong), 'finding')}", sep="\n")
         return 1 if wrong else 0
     except ValueError as error:
         print(error, file=sys.stderr)

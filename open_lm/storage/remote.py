@@ -6,11 +6,13 @@ settings or a forked process get a new one. Nothing starts at import.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import threading
 from typing import Any
 
-from open_lm.storage.faults import explained, timeout
+from open_lm.storage.faults import StorageError, explained, timeout
+from open_lm.storage.hub import hub_problem
 from open_lm.storage.urls import scheme
 
 _CONNECT_TIMEOUT = 5.0
@@ -55,6 +57,8 @@ def _client(url: str) -> Any:
     import fsspec
 
     name = scheme(url)
+    if name == "hf" and importlib.util.find_spec("huggingface_hub") and (problem := hub_problem()):
+        raise StorageError(f"{url}: {problem}; check the network, give a local file or folder, or set HF_ENDPOINT to a mirror")
     try:
         made = fsspec.filesystem(name, skip_instance_cache=True, **_options(url))
     except ImportError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from open_lm.params.fields import counted
 from open_lm.tokens.lengths import EDGES, Lengths
 from open_lm.tokens.stats import Counts
 
@@ -55,7 +56,7 @@ def draw(lengths: Lengths, counts: Counts, documents: Lengths | None = None) -> 
     return picture(
         lengths,
         fill,
-        f"{counts.shards:,} shard{'s' * (counts.shards != 1)}, {counts.sequences:,} sequences of {counts.tokens_per_sequence:,} tokens",
+        f"{counted(counts.shards, 'shard')}, {counted(counts.sequences, 'sequence')} of {counts.tokens_per_sequence:,} tokens",
     )
 
 

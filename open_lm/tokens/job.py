@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from open_lm import storage
+from open_lm.params.fields import counted
 from open_lm.tokens.reading.inputs import InputFile
 from open_lm.tokens.spill import spills_in
 from open_lm.tokens.unit import DIFFERENCE
@@ -64,7 +65,7 @@ def differences(found: dict[str, Any], wanted: Identity) -> list[str]:
     ]
     inputs = found.get("inputs", {})
     if inputs != wanted.inputs:
-        sizes = [f"{each.get('files')} files of {each.get('bytes')} bytes" for each in (inputs, wanted.inputs)]
+        sizes = [f"{counted(each.get('files') or 0, 'file')} of {each.get('bytes')} bytes" for each in (inputs, wanted.inputs)]
         said.append(
             f"--input-files were {sizes[0]}, are {sizes[1]}" if sizes[0] != sizes[1] else f"--input-files changed: {sizes[0]} as before"
         )

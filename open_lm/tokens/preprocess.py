@@ -16,6 +16,7 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
+from open_lm.params.fields import counted
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
 from open_lm.tokenizer import Tokenizer, load_tokenizer
@@ -246,7 +247,7 @@ def check_refused(counts: UnitCounts, allowed: float) -> None:
     """Raises ValueError when a larger share of the documents than `allowed` was refused."""
     read = counts.refused + counts.documents
     if counts.refused > allowed * read:
-        said = f"{counts.refused} of {read} documents were refused, the first is {counts.refusals[0]}"
+        said = f"{counts.refused} of {counted(read, 'document')} refused, the first is {counts.refusals[0]}"
         raise ValueError(f"--max-bad-fraction {allowed}: {said}; mend them or allow more")
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from open_lm.executor import Executor
+from open_lm.params.fields import counted
+from open_lm.progress import Progress
 from open_lm.tokens import shuffle
 from open_lm.tokens.gather import Shard, ShardPlan, ShardWork, do_shard, note_path
 from open_lm.tokens.lengths import Lengths
 from open_lm.tokens.options import LastSequence
 from open_lm.tokens.pieces import PIECE, Packer
 from open_lm.tokens.plan import Group, Stretch, number_of_blocks, stretches, text_bytes
-from open_lm.tokens.progress import Progress
 from open_lm.tokens.spill import OpenFiles, Spill, SpillWriter, is_whole, spill_path, spills_in, unit_of
 from open_lm.tokens.unit import UnitCounts, UnitWork, do_stretch
 
@@ -69,7 +70,7 @@ def tokenize(
     tails.unlink(missing_ok=True)
     tasks = [(work, stretch) for stretch in stretches_left(work, groups, workers)]
     ratio = sum(text_bytes(file) for group in groups for file in group.files) / max(tokens_expected, 1)
-    with Progress("tokenizing", tokens_expected, lambda: spilled_tokens(work), ratio):
+    with Progress("tokenizing", max(tokens_expected, 1), look=lambda: spilled_tokens(work), rates=token_rates(ratio)):
         for _ in executor.map(do_stretch, tasks):
             pass
     counts, unit_tails, sizes = _add_up(work)
@@ -95,7 +96,7 @@ def stretches_left(work: Spills, groups: Sequence[Group], workers: int) -> list[
             else:
                 path.unlink()
     if blocks:
-        log.info("going on: %d units were done before", sum(map(len, blocks.values())))
+        log.info("going on: %s done before", counted(sum(map(len, blocks.values())), "unit"))
     long_files = sum(group.long for group in groups)
     left: list[Stretch] = []
     for group in groups:
@@ -109,6 +110,11 @@ def spilled_tokens(work: Spills) -> int:
     with os.scandir(work.folder) as entries:
         size = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".spill"))
     return size // (4 if work.wide else 2)
+
+
+def token_rates(text_per_token: float) -> Callable[[int, float], str]:
+    """Words for tokens done and their rate, given the bytes of text for each."""
+    return lambda done, rate: f"{done / 1e6:.1f} Mtok, {rate / 1e6:.2f} Mtok/s, {rate / 1e6 * text_per_token:.1f} MB/s"
 
 
 @dataclass
@@ -169,12 +175,13 @@ def write(work: ShardWork, bucket_sizes: np.ndarray, shard_size: int, executor: 
     note_path(work.folder, 0).parent.mkdir(exist_ok=True)
     shards = {shard.number: shard for shard in _shards_done(work)}
     if shards:
-        log.info("going on: %d of %d shards were done before", len(shards), count)
+        log.info("going on: %d of %s done before", len(shards), counted(count, "shard"))
     tasks = [
         (work, ShardPlan(number, tuple(shuffle.rows_of_shard(number, shard_size, ends)))) for number in range(count) if number not in shards
     ]
     tokens = {number: shard.entry.num_sequences * work.length for number, shard in shards.items()}
-    with Progress("writing", int(ends[-1]) * work.length, lambda: sum(list(tokens.values())), text_per_token):
+    total, rates = int(ends[-1]) * work.length, token_rates(text_per_token)
+    with Progress("writing", total, look=lambda: sum(list(tokens.values())), rates=rates):
         for _, shard in executor.map(do_shard, tasks):
             shards[shard.number] = shard
             tokens[shard.number] = shard.entry.num_sequences * work.length

@@ -7,6 +7,7 @@ import logging
 
 from open_lm import storage
 from open_lm.command_line import tell_launcher
+from open_lm.params.fields import counted
 from open_lm.train.endings import FINISHED, NOT_FINITE, Ending
 from open_lm.train.launcher import launcher, next_command, was_ours
 from open_lm.train.loop import Position
@@ -22,7 +23,7 @@ def leave(folder: RunFolder, ending: Ending, end: Position) -> None:
     with storage.atomic_write(folder.path / FILE, "w") as file:
         json.dump({**told, "next": None if ending is FINISHED else command, "launcher": launcher()}, file, indent=1)
     if ending is FINISHED:
-        logging.info(f"Finished: {end.step} steps, {end.tokens} tokens. Weights and run states: {folder.checkpoints}")
+        logging.info(f"Finished: {counted(end.step, 'step')}, {end.tokens} tokens. Weights and run states: {folder.checkpoints}")
         return
     words = f"Ended at step {end.step} ({ending.why}), state saved. To go on: {command}"
     if ending.exit_code == NOT_FINITE:

@@ -1,9 +1,8 @@
-"""What a run tells while it trains: the numbers of each log step, log lines, a progress bar. Where they go: `sinks`."""
+"""What a run tells while it trains: the numbers of each log step, log lines, its progress. Where they go: `sinks`."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from open_lm.progress import Progress
 from open_lm.train.loop import Nothing, Position
 from open_lm.train.schedule import RunLength
 from open_lm.train.sinks import Sink
@@ -146,20 +146,19 @@ def _log_line(m: Mapping[str, Any], length: RunLength) -> str:
     )
 
 
-class ProgressBar(Nothing):
-    """Steps done and left, where standard error is a terminal."""
+class StepProgress(Nothing):
+    """Steps done and left. On the first process."""
 
     def __init__(self, length: RunLength, start: Position):
-        from tqdm import tqdm
-
-        self.bar = tqdm(
-            total=length.total_steps, initial=start.step, unit="step", dynamic_ncols=True, smoothing=0.05, disable=not sys.stderr.isatty()
-        )
+        self.start = start
+        self.shown = Progress("training", length.total_steps, "steps", first=start.step).__enter__()
 
     def after_step(self, position: Position, result: StepResult) -> None:
         """One further."""
-        self.bar.update(1)
+        if position.step == self.start.step + 1:  # which may have compiled the model
+            self.shown.restart(position.step)
+        self.shown.done = position.step
 
     def close(self) -> None:
-        """Leave the bar as it is."""
-        self.bar.close()
+        """Show nothing any more."""
+        self.shown.__exit__()

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from open_lm.model.transformer import Transformer
 from open_lm.params import ParallelParams
+from open_lm.params.fields import counted
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def join_world(params: ParallelParams) -> Iterator[World]:
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if params.preset_world_size not in (None, size):
-        raise ValueError(f"--preset-world-size {params.preset_world_size}: the launcher started {size} processes")
+        raise ValueError(f"--preset-world-size {params.preset_world_size}: the launcher started {counted(size, 'process')}")
     with _deterministic() if params.deterministic else contextlib.nullcontext():
         device = _device(params)
         grouped = size > 1 or params.force_distributed

@@ -16,6 +16,7 @@ from open_lm import storage
 from open_lm.checkpoint.find import newest_state
 from open_lm.checkpoint.run_state import RunState, read_run_state
 from open_lm.checkpoint.state_folder import STATE_FILE
+from open_lm.progress import Progress
 from open_lm.train.remote_folder import Record, RemoteFolder, signature, whole_states
 from open_lm.train.remote_sync import LATEST, kind_of
 
@@ -142,7 +143,7 @@ def _fetch_files(remote: RemoteFolder, state: str, place: Path) -> None:
         raise ValueError(f"checkpoint {remote.url_of(state)}: is not read: it names a file outside its folder ({outside[0]})")
     with ThreadPoolExecutor(_THREADS) as pool:
         got = pool.map(lambda name: _fetch(remote.url_of(f"{state}/{name}"), place / name), files)
-        for (name, expected), found in zip(files.items(), got, strict=True):
+        for (name, expected), found in zip(files.items(), Progress("fetching", len(files), "files").over(got), strict=True):
             if found != expected:
                 raise ValueError(f"checkpoint {remote.url_of(state)}: {name} is not as it was written")
     storage.write_bytes(str(place / STATE_FILE), mark)

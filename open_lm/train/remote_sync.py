@@ -21,6 +21,7 @@ from types import TracebackType
 
 from open_lm import storage
 from open_lm.checkpoint.state_folder import STATE_FILE, run_states
+from open_lm.params.fields import counted
 from open_lm.train.remote_folder import Record, RemoteFolder, signature, whole_states
 
 LATEST = "checkpoints/latest"
@@ -80,7 +81,7 @@ class RemoteSync:
                 self.missing, self.problem = self.missing or ["everything that changed"], str(error) or type(error).__name__
                 logging.debug("remote sync", exc_info=True)
             if self.missing and not last and not self._stop.is_set():
-                waits = f"{len(self.missing)} files wait for the next copy in {self.every:.0f} s"
+                waits = f"the next copy in {self.every:.0f} s takes what is left, {counted(len(self.missing), 'file')}"
                 logging.warning(f"--remote-sync {self.remote.url}: {self.problem}; the training goes on, {waits}")
             if not last:
                 self._ending.wait(self.every)

@@ -101,7 +101,7 @@ def start_logging(folder: RunFolder, params: LogParams, world: World) -> None:
     root.setLevel(logging.DEBUG if params.debug else logging.INFO)
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    handlers: list[logging.Handler] = [_BarHandler()] if world.is_first else []
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)] if world.is_first else []
     if world.is_first or params.log_local:
         name = "out.log" if world.is_first else f"out-{world.rank}.log"
         handlers.append(_LogFile(folder.path / name, encoding="utf-8"))
@@ -126,16 +126,6 @@ class _LogFile(logging.FileHandler):
                 raise error
         except OSError as full:
             print(f"the log gets no more lines: {full}", file=sys.stderr, flush=True)
-
-
-class _BarHandler(logging.Handler):
-    """Prints above a progress bar where there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
 
 
 def write_params(folder: RunFolder, values: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from open_lm.params import BatchParams, OptimizerParams
+from open_lm.params.fields import counted
 
 Schedule = Callable[[int], float]
 """Step to learning rate."""
@@ -74,8 +75,8 @@ def run_length(batch: BatchParams, train_num_samples: int, seq_len: int, global_
     length = RunLength(sequences, batch.epochs, global_batch_size)
     if length.total_steps == 0:
         raise ValueError(
-            f"--train-num-samples {train_num_samples}: {sequences} sequences x {batch.epochs} epochs are less than one batch of "
-            f"{global_batch_size}; give more tokens or epochs, or a smaller batch"
+            f"--train-num-samples {train_num_samples}: {counted(sequences, 'sequence')} x {batch.epochs} --epochs are less than one batch "
+            f"of {global_batch_size}; give more tokens or epochs, or a smaller batch"
         )
     return length
 
@@ -91,16 +92,15 @@ def global_batch_size(batch: BatchParams, world_size: int) -> int:
         product = batch.batch_size * world_size
         if total not in (None, product):
             raise ValueError(
-                f"--batch-size {batch.batch_size} x {world_size} processes = {product}, but --global-batch-size is {total}; "
+                f"--batch-size {batch.batch_size} x {counted(world_size, 'process')} = {product}, but --global-batch-size is {total}; "
                 "give one of them"
             )
         total = product
     total = total or 64
     if total % world_size:
-        allowed = [n for n in range(1, total + 1) if total % n == 0]
-        raise ValueError(
-            f"--global-batch-size {total}: {world_size} processes don't divide it; use {', '.join(map(str, allowed))} processes"
-        )
+        *fewer, most = [n for n in range(1, total + 1) if total % n == 0]
+        allowed = ", ".join([*map(str, fewer), counted(most, "process")])
+        raise ValueError(f"--global-batch-size {total}: {world_size} processes don't divide it; use {allowed}")
     if total // world_size % batch.accum_freq:
         raise ValueError(f"--accum-freq {batch.accum_freq}: must divide the {total // world_size} sequences of each process")
     return total

@@ -76,8 +76,10 @@ def test_one_save_at_a_time(tmp_path: Path, gate: threading.Event, caplog: pytes
     threading.Timer(0.2, gate.set).start()
     writer.save(tensors(2), state(2))
     assert [Path(p).name for p in run_states(tmp_path)][-1] == "step_1"
-    assert "Waiting for the run state before this one" in caplog.text
     writer.wait()
+    waits = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Waiting for ")]
+    assert waits[0] == f"Waiting for {tmp_path}/step_1 to be whole"
+    assert waits[1:] in ([], [f"Waiting for {tmp_path}/step_2 to be whole"])
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

@@ -192,7 +192,7 @@ def test_surplus_workers_are_not_started_and_the_log_says_so(write_shards: Write
     with caplog.at_level(logging.INFO), Loader(data.rows, LoaderShape(1, 2, 8, 4), workers=5) as loader:
         next(iter(loader))
         assert len(multiprocessing.active_children()) == 2
-    assert "this process has 2 streams, so 3 workers have nothing to do" in caplog.text
+    assert "this process has 2 streams, so 3 workers too many" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=many_processes)])

@@ -165,7 +165,7 @@ def test_equal_descriptions_have_no_differences_and_one_fingerprint() -> None:
         (plan(source(5, 6), source(7), streams=2), "--data-streams was 4, is 2"),
         (plan(source(5, 6), source(7), replacement=True), "--dataset-resampled was False, is True"),
         (plan(source(5, 6), source(7), weights=[1, 1]), "the shares of the sources"),
-        (plan(source(5, 6)), "there were 2 sources, there are 1"),
+        (plan(source(5, 6)), "2 sources before, 1 now"),
         (plan(source(5, 6), source(8), weights=[11, 7]), "source 1 had 7 rows in 1 shards, has 8 in 1"),
         (plan(source(6, 5), source(7)), "the shards of source 0 have other names"),
     ],

@@ -164,7 +164,7 @@ def test_colons_of_an_address_part_nothing() -> None:
 def test_all_problems_of_weights_and_factors_are_told_together() -> None:
     params = DataParams(train_data=("a", "b::c"), train_data_mix_weights=(1.0,), train_data_upsampling_factors=("1", "0"))
     found = " ".join(problems(params))
-    for words in ("1 weights for 2 sources", "2 factors for 3", "0.0: must be positive"):
+    for words in ("1 weight for 2 sources", "2 factors for 3", "0.0: must be positive"):
         assert words in found
     assert problems(DataParams(dataset_type="synthetic")) == []
 
@@ -207,7 +207,7 @@ def test_validation_sets_name_their_own_problems(write_shards: Write, tmp_path: 
     folder = write_shards([1])
     with pytest.raises(ValueError, match=r"--val-data .*no file matches"):
         build_validation_data(ValidationParams(val_data=(f"{tmp_path}/no*",)), seq_len=4, vocab_size=9)
-    with pytest.raises(ValueError, match="--val-data-key: 2 keys for 1 sets"):
+    with pytest.raises(ValueError, match="--val-data-key: 2 keys for 1 set"):
         build_validation_data(ValidationParams(val_data=(f"{folder}/*",), val_data_key=("txt", "npy")), seq_len=4, vocab_size=9)
     with pytest.raises(ValueError, match="--val-num-samples 3: is in tokens"):
         build_validation_data(ValidationParams(val_data=(f"{folder}/*",), val_num_samples=3), seq_len=4, vocab_size=9)

@@ -93,6 +93,23 @@ def test_pairs_tokenised_together_are_lm_evals_own(model: Transformer, tokenizer
     assert seen[0] == seen[1] and len(seen[0]) == 6
 
 
+def test_without_the_hub_a_task_whose_data_are_not_cached_is_one_line(
+    model: Transformer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = pytest.importorskip("open_lm.evaluation.lm_eval_backend")
+    monkeypatch.setattr(backend, "hub_problem", lambda: "http://hub can't be reached (no answer)")
+    monkeypatch.setattr(backend.huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(backend.datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(backend, "_task_manager", lambda tasks, path: SimpleNamespace(all_tasks=list(tasks)))
+    monkeypatch.setattr(backend, "simple_evaluate", lambda *args, **more: backend.datasets.load_dataset("me/words"))
+    said = "--tasks words: the data can't be had .http://hub can't be reached .no answer.*set HF_ENDPOINT"
+    for cached in (False, True):
+        with pytest.raises(ValueError, match=said):
+            backend.score_harness_tasks(model, tokenizer, ["words"], backend.ScorerOptions())
+        (tmp_path / "datasets--me--others").mkdir(exist_ok=cached)
+    assert not backend.datasets.config.HF_HUB_OFFLINE
+
+
 @pytest.mark.slow
 def test_a_task_of_ones_own_is_scored_with_lm_evals_metrics(
     tmp_path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch

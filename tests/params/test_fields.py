@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from open_lm.params.check import MOOT, TOPICS
-from open_lm.params.fields import Problems, UserError, build_parser, convert, field_docs, flag, options_of, parse_topics
+from open_lm.params.fields import Problems, UserError, build_parser, convert, counted, field_docs, flag, options_of, parse_topics
 
 
 @dataclass(frozen=True)
@@ -287,3 +287,16 @@ def test_problems_of_several_steps_are_gathered() -> None:
     with pytest.raises(UserError) as error:
         gathered.raise_any()
     assert error.value.problems == ["one", "two", "three"] and str(error.value) == "one\ntwo\nthree"
+
+
+def test_numbers_are_followed_by_their_words() -> None:
+    told = [counted(1, "process"), counted(2, "process"), counted(0, "row"), counted(1234, "batch"), counted(3, "epoch")]
+    assert told == ["1 process", "2 processes", "0 rows", "1,234 batches", "3 epochs"]
+
+
+def test_a_problem_that_two_steps_find_is_told_once() -> None:
+    gathered = Problems()
+    gathered.found += ["--a: wrong", "--b: wrong", "--a: wrong"]
+    with pytest.raises(UserError) as error:
+        gathered.raise_any()
+    assert error.value.problems == ["--a: wrong", "--b: wrong"]

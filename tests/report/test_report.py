@@ -13,7 +13,7 @@ import pytest
 
 from open_lm.report import Report, read_run, read_scores, write_report
 from open_lm.report.page import render_page, short_count
-from open_lm.report.pictures import chance_of, half_interval, smoothed, tail
+from open_lm.report.pictures import chance_of, half_interval, smoothed, tail, validation_names
 
 
 def log_step(step: int, loss: float | None, tokens: int | None = None) -> dict:
@@ -90,6 +90,22 @@ def test_scores_of_another_kind_are_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(ValueError, match="not a file of scores"):
             read_scores(path)
+
+
+def test_validations_are_named_by_their_set_and_their_averager(run_folder: Path) -> None:
+    path = run_folder / "checkpoints/results.jsonl"
+
+    def names(*results: tuple[str, str | None]) -> list[str]:
+        found = [{"val_data": [data], "loss": 8.0, "train_tokens": 1000} | ({"averager": one} if one else {}) for data, one in results]
+        path.write_text(json.dumps(found) + "\n")
+        return [*validation_names(read_run(run_folder)).values()]
+
+    assert names(("a/held.tar", None)) == ["validation"]
+    assert names(("a/held.tar", None), ("a/held.tar", "ema_0.999_1")) == ["validation", "validation of ema_0.999_1"]
+    several = [(f"a/{name}.tar", one) for name in ("books", "web") for one in (None, "poly_16_1")]
+    assert names(*several) == [
+        *("validation on books", "validation on books of poly_16_1", "validation on web", "validation on web of poly_16_1")
+    ]
 
 
 class Page(HTMLParser):

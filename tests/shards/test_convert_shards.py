@@ -193,7 +193,7 @@ def test_a_shard_unlike_its_manifest_is_not_converted(tmp_path: Path) -> None:
 def test_members_beside_the_tokens_are_counted(tmp_path: Path) -> None:
     tar_of(tmp_path / "in" / "s.tar", [("a.txt", b"[1]"), ("a.cls", b"1"), ("b.txt", b"[1]")])
     summary = run(tmp_path / "in", tmp_path / "out", "npy")
-    assert summary.left_out == 1 and "1 members that hold no tokens were left out" in str(summary)
+    assert summary.left_out == 1 and "left out, since they hold no tokens: 1 member" in str(summary)
 
 
 def test_an_interrupted_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def edit(manifest: Path, place: int, **values: object) -> None:
 def test_good_shards_have_no_findings(data: Path, capsys: pytest.CaptureFixture) -> None:
     assert verify(capsys, data) == (0, ["4 shards compared, 0 findings"])
     assert verify(capsys, data / "0" / "manifest.jsonl") == (0, ["2 shards compared, 0 findings"])
-    assert verify(capsys, data / "1" / "shard-1.tar") == (0, ["1 shards compared, 0 findings"])
+    assert verify(capsys, data / "1" / "shard-1.tar") == (0, ["1 shard compared, 0 findings"])
     assert verify(capsys, data / "*" / "shard-{0,1}.tar") == (0, ["4 shards compared, 0 findings"])
 
 
@@ -52,7 +52,7 @@ def test_places_may_be_relative(data: Path, capsys: pytest.CaptureFixture, monke
         assert verify(capsys, place) == (0, ["4 shards compared, 0 findings"])
     monkeypatch.chdir(data / "0")
     assert verify(capsys, ".") == verify(capsys, "manifest.jsonl") == (0, ["2 shards compared, 0 findings"])
-    assert verify(capsys, "./shard-0.tar") == (0, ["1 shards compared, 0 findings"])
+    assert verify(capsys, "./shard-0.tar") == (0, ["1 shard compared, 0 findings"])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_places_may_be_relative(data: Path, capsys: pytest.CaptureFixture, monke
 def test_each_wrong_figure_is_a_finding(data: Path, capsys: pytest.CaptureFixture, values: dict, words: str) -> None:
     edit(data / "0" / "manifest.jsonl", 0, **values)
     status, lines = verify(capsys, data)
-    assert status == 1 and len(lines) == 2 and lines[1] == "4 shards compared, 1 findings"
+    assert status == 1 and len(lines) == 2 and lines[1] == "4 shards compared, 1 finding"
     assert re.match(rf"{re.escape(str(data / '0' / 'shard-0.tar'))}: {words}", lines[0])
 
 
@@ -177,7 +177,7 @@ def test_several_processes_find_what_one_finds(data: Path, repo: Path, monkeypat
     done = command("--verify", "--num-workers", "3", str(data))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines()[0].startswith(f"{data}/1/shard-1.tar: is not a tar file")
-    assert done.stdout.splitlines()[1:] == ["4 shards compared, 1 findings"]
+    assert done.stdout.splitlines()[1:] == ["4 shards compared, 1 finding"]
 
 
 @pytest.mark.slow

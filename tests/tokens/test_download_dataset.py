@@ -291,7 +291,7 @@ def test_a_dataset_comes_from_the_hub(repo: Path, dataset: Path, tmp_path: Path)
 def test_without_a_network_one_line_says_so(repo: Path, tmp_path: Path) -> None:
     done = command(repo, "--dataset", "me/words", "--output-dir", "out", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:1")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("hf://datasets/me/words: can't be reached") and "check the network" in done.stderr
+    assert done.stderr.startswith("hf://datasets/me/words: http://127.0.0.1:1 can't be reached") and "HF_ENDPOINT" in done.stderr
     assert not (tmp_path / "out").exists()
     done = command(repo, "--num-files", "0", "--split-fractions", "1", "--output-dir", "s3://a/b", cwd=tmp_path)
     assert done.returncode == 2 and [line.split()[0] for line in done.stderr.splitlines()] == [

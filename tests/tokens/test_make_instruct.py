@@ -147,7 +147,7 @@ def test_bad_records_are_named_counted_and_stop_above_the_allowed_share(tmp_path
     path = write_lines(tmp_path / "chats.jsonl", [*good[:3], {"text": "no"}, *good[3:], {"messages": [{"role": "user", "content": "u"}]}])
     with pytest.raises(ValueError, match=r"chats\.jsonl, line 4: has none of the known fields"):
         make([path], tokenizer, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"--max-bad-fraction 0\.1: 2 of 10 documents were refused"):
+    with pytest.raises(ValueError, match=r"--max-bad-fraction 0\.1: 2 of 10 documents refused"):
         make([path], tokenizer, tmp_path / "out", max_bad_fraction=0.1)
     summary = make([path], tokenizer, tmp_path / "other", max_bad_fraction=0.2)
     assert (summary.counts.documents_read, summary.counts.documents_refused) == (8, 2)

@@ -235,7 +235,7 @@ def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path, tokenizer_file: P
 def test_bad_lines_are_counted_up_to_the_allowed_share(tmp_path: Path, tokenizer_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", random_texts(98, 5))
     path.write_text(path.read_text(encoding="utf-8") + '{broken\n{"text": 5}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"--max-bad-fraction 0\.01: 2 of 100 documents were refused, the first is .*line 99"):
+    with pytest.raises(ValueError, match=r"--max-bad-fraction 0\.01: 2 of 100 documents refused, the first is .*line 99"):
         run([str(path)], tokenizer_file, tmp_path / "a", max_bad_fraction=0.01)
     counts = run([str(path)], tokenizer_file, tmp_path / "b", max_bad_fraction=0.02)
     assert (counts.documents_read, counts.documents_refused) == (98, 2)

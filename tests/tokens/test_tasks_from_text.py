@@ -121,7 +121,7 @@ def test_what_can_not_be_is_said_in_one_line(tasks: Path, tmp_path: Path) -> Non
         write_tasks(TEXTS, tasks)
     with pytest.raises(ValueError, match="--questions 0"):
         write_tasks(TEXTS, tmp_path / "new", questions=0)
-    with pytest.raises(ValueError, match="1 documents give no question of next_line"):
+    with pytest.raises(ValueError, match="no question of next_line comes from 1 document;"):
         write_tasks(TEXTS[:1], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

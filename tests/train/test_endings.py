@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from open_lm.train import outliers
-from open_lm.train.metrics import ProgressBar
+from open_lm.train.skipped import SkippedSteps
 from open_lm.train.step import Step
 
 Main = Callable[..., int]
@@ -133,12 +133,25 @@ def test_an_error_is_told_before_anything_is_closed(bench: Any, main_here: Main,
             raise RuntimeError("a fault of this step")
         return sums
 
-    monkeypatch.setattr(ProgressBar, "close", lambda self: logs.append(bench.log("a")))
+    monkeypatch.setattr(SkippedSteps, "close", lambda self: logs.append(bench.log("a")))
     at_step(fail)
     with pytest.raises(RuntimeError):
         main_here("a")
     assert "process 0 stopped in or after step 3: a fault of this step" in logs[0]
     assert bench.log("a").count("a fault of this step") == logs[0].count("a fault of this step")
+
+
+def test_an_error_stands_once_on_the_screen_and_once_in_the_log(
+    bench: Any, main_here: Main, at_step: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(step: int, sums: Any) -> Any:
+        if step == 3:
+            raise ValueError("a fault of the data")
+        return sums
+
+    at_step(fail)
+    assert main_here("a") == 1
+    assert "".join(capfd.readouterr()).count("a fault of the data") == bench.log("a").count("a fault of the data") == 1
 
 
 def test_with_the_trainer_state_the_measure_of_spikes_is_reset_too(bench: Any, main_here: Main, monkeypatch: pytest.MonkeyPatch) -> None:

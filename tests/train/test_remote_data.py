@@ -55,7 +55,7 @@ def test_a_run_whose_shard_is_gone_ends_with_its_name_or_goes_on_and_counts(benc
     assert bench.metrics("lost", "lost_rows")[-1] == 20
     named = [line for line in bench.log("lost").splitlines() if "d/shard-0000002.tar: no such file; its rows are masked" in line]
     assert len(named) == 2 and sum("| WARNING | process 1: " in line for line in named) == 1
-    assert "data: 20 rows of the run were lost and masked, on all processes together" in bench.log("lost")
+    assert "data: lost and masked in this run, on all processes together: 20 rows" in bench.log("lost")
 
 
 def test_an_error_of_a_worker_ends_every_process_with_its_shard_and_leaves_none(bench: Any, s3: Any, faults: Any) -> None:

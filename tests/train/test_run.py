@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def test_a_run_learns_and_leaves_what_it_promises(bench: Any, main_here: Main) -
     content = torch.load(folder / "checkpoints/epoch_3.pt", weights_only=True)
     assert {"epoch", "name", "state_dict", "evaluation_metrics", "step", "model_config", "params"} <= set(content)
     assert (content["epoch"], content["step"], content["params"]["lr"]) == (3, 30, 0.01)
+
+
+def test_the_log_begins_with_what_differs_from_the_defaults_and_counts_in_english(bench: Any, main_here: Main) -> None:
+    assert main_here("a", "--epochs", "1", "--global-batch-size", "1", "--train-num-samples", "32", "--data-streams", "1") == 0
+    log = bench.log("a")
+    told = re.findall(r"INFO \|   (\w+): (.*)", log)
+    assert ("lr", "0.01") in told and "seed" not in dict(told) and "beta1" not in dict(told)
+    assert len(told) < 20 < len((bench.folder / "logs/a/params.txt").read_text().splitlines())
+    for words in (
+        "1 process on",
+        "1 source read",
+        "1 stream,",
+        "100 % of every batch",
+        "goes on with 1 process (",
+        "1 step of 1 sequence of 32",
+    ):
+        assert words in log, words
+    assert not re.search(r"(?<![\d.,:])1 (\w+es|steps|rows|shards|sources|sequences|streams|tokens)\b", log)
 
 
 def test_load_model_gives_the_trained_model_from_file_and_folder(bench: Any, main_here: Main) -> None:
@@ -142,7 +161,7 @@ def test_another_model_or_data_is_refused_on_resume_with_the_difference(
         (["--seed", "1"], "--seed was 0, is 1"),
         (
             ["--train-data", str(bench.folder / "shards/shard-{0000000..0000001}.tar"), "--multiple-data-passes"],
-            "there were 1 sources, there are 2",
+            "1 source before, 2 now",
         ),
     ):
         assert main_here("a", "--epochs", "4", "--multiple-data-passes", "--resume", "latest", *flags) == 2

@@ -72,7 +72,7 @@ def test_the_start_of_the_log_says_what_runs(bench: Any, main_here: Main) -> Non
     flops = 6 * n + 12 * 2 * 32 * 32
     assert f"Of them {n:,} without the input embedding (N); {flops:,} FLOPs per token" in log
     assert "Peak of the arithmetic: 0.5 TFLOP/s a device (--peak-tflops)" in log
-    assert "1 processes on cpu, open_lm 0." in log and ", torch 2." in log and "MFU: " in log
+    assert "1 process on cpu, open_lm 0." in log and ", torch 2." in log and "MFU: " in log
     for mfu, speed in zip(bench.metrics("a", "mfu"), bench.metrics("a", "tokens_per_second"), strict=True):
         assert mfu == pytest.approx(speed * flops / 0.5e12)
 

@@ -46,6 +46,7 @@ from open_lm.evaluation.precision import Precision as OurPrecision
 from open_lm.evaluation.result import Result, notice, shots_given
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError, nearest
+from open_lm.progress import Progress
 from open_lm.tokenizer import Tokenizer
 
 TIMEOUT = 600.0
@@ -193,7 +194,7 @@ def score_entries(
         warnings.filterwarnings("ignore", message="No optimizer was specified")
         trainer = Trainer(model=composed, device=device, precision=precision, progress_bar=False, auto_log_hparams=False)
     results: dict[str, Result] = {}
-    for entry in file.entries:
+    for entry in Progress("tasks", len(file.entries), "tasks").over(file.entries):
         with _scratch() as folder:
             start, found = time.perf_counter(), dict[str, Result]()
             evaluators = _evaluators(entry, theirs, options, file.batch_size, folder)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from open_lm.executor import Executor
+from open_lm.progress import Progress
 from open_lm.tokens import shuffle
 from open_lm.tokens.instruct.packing import ConversationPacker
 from open_lm.tokens.instruct.unit import InstructCounts, InstructWork, do_stretch
 from open_lm.tokens.pieces import PIECE, Rows
 from open_lm.tokens.plan import Group, text_bytes
-from open_lm.tokens.progress import Progress
 from open_lm.tokens.spill import OpenFiles, Spill, SpillWriter, spill_path, spills_in
-from open_lm.tokens.stages import say_refused, spilled_tokens, stretches_left
+from open_lm.tokens.stages import say_refused, spilled_tokens, stretches_left, token_rates
 
 _TEXT_PER_TOKEN = 4
 """For the progress bar alone."""
@@ -38,7 +38,7 @@ def pack(work: InstructWork, groups: Sequence[Group], executor: Executor, worker
     spill_path(work.folder, len(groups), 0).unlink(missing_ok=True)
     tasks = [(work, stretch) for stretch in stretches_left(work, groups, workers)]
     expected = sum(text_bytes(file) for group in groups for file in group.files) // _TEXT_PER_TOKEN
-    with Progress("packing", expected, lambda: spilled_tokens(work), _TEXT_PER_TOKEN):
+    with Progress("packing", max(expected, 1), look=lambda: spilled_tokens(work), rates=token_rates(_TEXT_PER_TOKEN)):
         for _ in executor.map(do_stretch, tasks):
             pass
     packed = _add_up(work, len(groups))

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from open_lm import storage
 from open_lm.params.fields import UserError
+from open_lm.progress import Progress
 
 if TYPE_CHECKING:
     import tokenizers
@@ -34,7 +33,6 @@ HELDOUT_SHARE, _HELDOUT_BYTES = 0.01, 4 << 20
 """Of the sample, what is not trained on: a share of the texts, and fewer where that is more bytes than these."""
 _PIECE = 1 << 18
 """Characters that are counted at a time: `tokenizers` keeps a record of every word of a text it is given."""
-_SECONDS_BETWEEN_LINES = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +96,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=sys.stderr.isatty(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for text in texts for piece in cut_at_spaces(text, _PIECE)), trainer)
+    with Progress("training"):
+        tokenizer.train_from_iterator((piece for text in texts for piece in cut_at_spaces(text, _PIECE)), trainer)
     return tokenizer
 
 
@@ -185,20 +184,17 @@ class Sample:
         documents, total = self._measure()
         wanted = total if self.sample_bytes is None else min(self.sample_bytes, total)
         share = min(HELDOUT_SHARE, _HELDOUT_BYTES / max(wanted, 1)) if documents > 1 else 0.0
-        said = time.monotonic()
-        for number, text in enumerate(self.read()):
-            chosen, held = _numbers(number)
-            if chosen * total >= wanted * 2**64:
-                continue
-            if held < share * 2**64:
-                self.heldout.append(text[: 1 << 20])
-                continue
-            self._keep_some(held, share, text)
-            self.documents, self.bytes = self.documents + 1, self.bytes + len(text.encode())
-            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                log.info("counting words: %.0f of about %.0f MB, %d documents", self.bytes / 1e6, wanted / 1e6, self.documents)
-            yield text
+        with Progress("counting words", max(1, wanted // 10**6), "MB", look=lambda: self.bytes // 10**6):
+            for number, text in enumerate(self.read()):
+                chosen, held = _numbers(number)
+                if chosen * total >= wanted * 2**64:
+                    continue
+                if held < share * 2**64:
+                    self.heldout.append(text[: 1 << 20])
+                    continue
+                self._keep_some(held, share, text)
+                self.documents, self.bytes = self.documents + 1, self.bytes + len(text.encode())
+                yield text
         log.info("%d documents, %.1f MB are counted; learning the merges", self.documents, self.bytes / 1e6)
 
     def _keep_some(self, number: int, share: float, text: str) -> None:
@@ -207,12 +203,10 @@ class Sample:
 
     def _measure(self) -> tuple[int, int]:
         documents = total = 0
-        said = time.monotonic()
-        for text in self.read():
-            documents, total = documents + 1, total + len(text.encode())
-            if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                log.info("measuring the texts: %.0f MB, %d documents", total / 1e6, documents)
+        with Progress("measuring the texts", unit="documents") as shown:
+            for text in self.read():
+                documents, total = documents + 1, total + len(text.encode())
+                shown.done = documents
         return documents, total
 
 

@@ -22,6 +22,8 @@ import zstandard
 
 from open_lm import storage
 from open_lm.executor import LocalExecutor
+from open_lm.params.fields import counted
+from open_lm.progress import Progress
 from open_lm.tokens.reading.inputs import InputFile
 from open_lm.tokens.tools.records import records
 from open_lm.tokens.tools.split import SPLITS, split_of
@@ -110,13 +112,13 @@ def download(
         return done
     tasks = [_Task(folder, number, run, wanted) for number, run in enumerate(deal(files, wanted.num_files))]
     total = Written()
-    for written in _in_turn(tasks, wanted.max_documents) if wanted.max_documents is not None else _at_once(tasks, executor):
+    parts = _in_turn(tasks, wanted.max_documents) if wanted.max_documents is not None else _at_once(tasks, executor)
+    for written in Progress("downloading", len(tasks), "parts").over(parts):
         total.add(written)
-        log.info("%s documents in %d MB of text so far", f"{total.total:,}", sum(total.utf8_bytes.values()) // 10**6)
     total.refusals.sort()
     if not total.total:
         why = f"; the first is {total.refusals[0]}" if total.refusals else ""
-        raise ValueError(f"--dataset: {total.refused} documents, none of them with a text{why}; check --text-key and --id-key")
+        raise ValueError(f"--dataset: {counted(total.refused, 'document')}, none of them with a text{why}; check --text-key and --id-key")
     _note(place, asked, total)
     for path in (place / _PARTS).glob("*"):
         path.unlink()
@@ -131,7 +133,7 @@ def deal(files: Sequence[InputFile], number: int) -> list[tuple[InputFile, ...]]
         ValueError: more runs than files.
     """
     if number > len(files):
-        raise ValueError(f"--num-files {number}: the dataset has {len(files)} files; give {len(files)} or fewer")
+        raise ValueError(f"--num-files {number}: the dataset has {counted(len(files), 'file')}; give {len(files)} or fewer")
     runs, start, left = [], 0, sum(file.size for file in files)
     for remaining in range(number, 0, -1):
         stop, size = start + 1, files[start].size

@@ -6,8 +6,6 @@ A `Visitor` is made anew for every task, sees its batches of documents, and is s
 from __future__ import annotations
 
 import json
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,16 +13,13 @@ from typing import Protocol, TypeVar
 
 from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
+from open_lm.progress import Progress
 from open_lm.tokenizer import Tokenizer
 from open_lm.tokens.plan import Stretch, block_part, plan_groups, stretches, text_bytes, unit_bytes
 from open_lm.tokens.reading.inputs import InputFile, Part
 from open_lm.tokens.reading.reader import Batch, Reader
 from open_lm.tokens.unit import EncoderWork
 from open_lm.tokens.warm import VARIABLE
-
-_SECONDS_BETWEEN_LINES = 10.0
-
-log = logging.getLogger(__name__)
 
 
 class Visitor(Protocol):
@@ -53,14 +48,12 @@ def survey(make: Callable[[], V], files: Sequence[InputFile], text_key: str, exe
     groups = plan_groups(files, size)
     long_files = sum(group.long for group in groups)
     tasks = [(make, stretch, size, text_key) for group in groups for stretch in stretches(group, executor.workers, long_files, size)]
-    said, done = time.monotonic(), 0
-    for index, visitor in executor.map(_do, tasks):
-        yield visitor
-        stretch = tasks[index][1]
-        done += sum(map(text_bytes, stretch.group.files)) // stretch.step
-        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            log.info("%.0f %% of about %.0f MB", 100 * min(1.0, done / max(text, 1)), text / 1e6)
+    done = 0
+    with Progress("reading", max(1, text // 10**6), "MB", look=lambda: done // 10**6):
+        for index, visitor in executor.map(_do, tasks):
+            yield visitor
+            stretch = tasks[index][1]
+            done += sum(map(text_bytes, stretch.group.files)) // stretch.step
 
 
 def encoder_work(tokenizer: Tokenizer, folder: str) -> EncoderWork:

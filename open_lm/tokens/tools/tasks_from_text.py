@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from open_lm import storage
+from open_lm.params.fields import counted
 from open_lm.tokens.tools.word_statistics import WordStatistics
 
 Row = dict[str, Any]
@@ -189,7 +190,9 @@ def write_tasks(
     }
     for label, rows in tables.items():
         if not rows:
-            raise ValueError(f"--input-files: {len(texts)} documents give no question of {label}; give more and longer ones")
+            raise ValueError(
+                f"--input-files: no question of {label} comes from {counted(len(texts), 'document')}; give more and longer ones"
+            )
     for label, rows in tables.items():
         with storage.atomic_write(folder / f"{label}.jsonl") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
