@@ -11,7 +11,7 @@ import torch
 from open_lm import __version__
 from open_lm.checkpoint.epoch_pair import place_in_data
 from open_lm.checkpoint.find import Found
-from open_lm.checkpoint.load import outline
+from open_lm.checkpoint.load import carried_tokenizer, outline, tokenizer_of
 from open_lm.checkpoint.run_state import RunState
 from open_lm.checkpoint.weights import load_weights
 from open_lm.data.access import access_of
@@ -27,7 +27,8 @@ from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
 from open_lm.params import Params, Problems
 from open_lm.params.fields import counted
-from open_lm.scoring import check_same, find_tasks
+from open_lm.scoring import check_same, check_tokens, find_tasks
+from open_lm.tokenizer import TOKENIZER, Holder, about_holders, load_tokenizer, much_smaller
 from open_lm.train.launcher import sign_lock, was_ours
 from open_lm.train.loop import Position
 from open_lm.train.parallel import World, from_all, from_first
@@ -64,6 +65,10 @@ class Job:
     """The copy of the run folder, with --remote-sync."""
     tasks: OpenTasks | None = None
     """Of --eval-tasks."""
+    holders: tuple[Holder, ...] = ()
+    """What has ids, checkpoints included, and the tokenizers that are known to have made them."""
+    notes: tuple[str, ...] = ()
+    """What log and --dry-run warn of."""
 
     @property
     def start(self) -> Position:
@@ -104,6 +109,7 @@ class Job:
             f"Run {self.folder.path}: {counted(world.size, 'process')} on {device_name(world.device)}, open_lm {__version__}, "
             f"torch {torch.__version__}, Python {platform.python_version()}{cuda}",
             *self.data.log_lines(),
+            *about_holders(self.holders),
             *self.data.length_lines(length.sequences_per_epoch, shape.start, shape.stop or 0),
             f"This run goes on with {', '.join([*map(str, fewer), counted(most, 'process')])} "
             "(what divides the global batch size and the streams) and any number of --workers",
@@ -129,8 +135,8 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     if remote and world.is_first and params.checkpoint.resume is None:
         problems.attempt(check_copy, remote, params.log.overwrite)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
-    if config and kernel and restored is None and world.is_first and not params.model.load_pretrained_state:
-        problems.attempt(check_first_weights, params, config, kernel)
+    looked = problems.attempt(carried_tokenizers, params, folder, config, kernel, resumed, restored) if world.is_first else None
+    carried: list[Holder] = from_first(looked) or []
     batch = problems.attempt(global_batch_size, params.batch, world.size)
     # files are looked at even where model or batch are wrong, so that all mistakes are told at once
     sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
@@ -140,17 +146,22 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     access = problems.attempt(access_of, params.data)
     validation = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
     length = lineage = masks = tasks = None
+    known = next((tokenizer for _, tokenizer in carried if tokenizer), None)
     if config and data:
-        tasks = problems.attempt(find_tasks, params, data.tokenizer, config)
+        of_sets = next((one.tokenizer for one in validation or () if one.tokenizer), None)
+        tasks = problems.attempt(find_tasks, params, data.tokenizer or known or of_sets, config)
         masks = problems.attempt(
             Masks.of, params.data, config.vocab_size, {s.files.eot_id for s in data.sources if s.files.eot_id is not None}
         )
     if config and batch and data:
         problems.attempt(check_processes, world.size, batch, data.streams)
         resumed = (resumed[0], place_in_data(resumed[1], batch, config.seq_len)) if resumed else None
-        lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None)
+        compared = params.data.allow_tokenizer_mismatch or known is not None  # by `check_tokens`
+        lineage = problems.attempt(find_lineage, params, data, config, batch, resumed[1] if resumed else None, compared)
     if config and batch and data and lineage:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
+    vocab_size, shards = config.vocab_size if config else None, data.sources if data else ()
+    holders, notes = problems.attempt(check_tokens, params, carried, shards, validation or (), tasks, vocab_size) or ([], [])
     if not claim:
         problems.attempt(refuse_existing, folder, params.log, resuming)
     check_same(problems, params, tasks)
@@ -163,7 +174,9 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     if lock:
         sign_lock(lock)
     assert config and kernel and data and masks and length and lineage and validation is not None
-    return Job(params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote, tasks)
+    notes = [*lineage.notes, *notes, *vocabulary_note(params, config, data, new=restored is None)]
+    opened = (params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote, tasks)
+    return Job(*opened, tuple(holders), tuple(notes))
 
 
 def _raise_any(problems: Problems, lock: IO[str] | None) -> None:
@@ -174,18 +187,45 @@ def _raise_any(problems: Problems, lock: IO[str] | None) -> None:
     problems.raise_any()
 
 
-def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> None:
-    """Raises UserError where the weights of --pretrained or --average are not there, or of another model; none of them is read."""
+def carried_tokenizers(
+    params: Params, folder: RunFolder, config: ModelConfig | None, kernel: Kernel | None, resumed: Found | None, restored: str | None
+) -> list[Holder]:
+    """The tokenizers of the checkpoints that a run begins with. Raises UserError or ValueError where these can't be used."""
+    if restored is None:
+        return check_first_weights(params, config, kernel) if config and kernel and not params.model.load_pretrained_state else []
+    own = params.checkpoint.resume == "latest" and resumed and (folder.path / TOKENIZER).is_file()  # its states may lie elsewhere
+    return [(f"checkpoint {restored}", load_tokenizer(str(folder.path)) if own else tokenizer_of(restored))]
+
+
+def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> list[Holder]:
+    """The tokenizers of the weights of --pretrained or --average, none of which is read.
+
+    Raises:
+        UserError: they are not there, or of another model.
+    """
     with torch.device("meta"):
         model = Transformer(config, kernel)
-    problems = Problems()
-    for checkpoint in (params.model.pretrained, *params.averaging.average):
-        file, path = (checkpoint and problems.attempt(outline, checkpoint)) or (None, "")
+    problems, holders, flag = Problems(), [], "--pretrained" if params.model.pretrained else "--average"
+    for checkpoint in filter(None, (params.model.pretrained, *params.averaging.average)):
+        file, path = problems.attempt(outline, checkpoint) or (None, "")
         if file is not None:
             problems.attempt(load_weights, model, file.state_dict, path, file.keys)
-    flag = "--pretrained" if params.model.pretrained else "--average"
+        holders.append((f"{flag} {checkpoint}", problems.attempt(carried_tokenizer, file, path) if path else None))
     problems.found = [f"{flag}: {problem}" for problem in problems.found]
     problems.raise_any()
+    return holders
+
+
+def vocabulary_note(params: Params, config: ModelConfig, data: TrainData, new: bool) -> list[str]:
+    """Words where a model that begins has a vocabulary that its tokenizer leaves empty for the most part."""
+    tokenizer, size = data.tokenizer, config.vocab_size
+    if not new or params.model.pretrained or params.averaging.average or tokenizer is None or not much_smaller(tokenizer, size):
+        return []
+    unused = (size - tokenizer.vocab_size) * config.hidden_dim * (1 if config.weight_tying else 2)
+    return [
+        f"--model {params.model.model}: has a vocabulary of {size}, the tokenizer {tokenizer.vocab_size} ids: {unused:,} parameters are "
+        f"of no use; give a model.json with vocab_size {-(-tokenizer.vocab_size // 64) * 64}"
+    ]
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:
@@ -201,9 +241,11 @@ def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lin
     return length
 
 
-def find_lineage(params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None) -> Lineage:
+def find_lineage(
+    params: Params, data: TrainData, config: ModelConfig, batch: int, state: RunState | None, tokenizer_compared: bool
+) -> Lineage:
     """The plans and batch sizes of the run. Raises ValueError, in words, where it would not go on as it began."""
     about = about_plan(params.data, data)
     if state is None:
         return start_lineage(data.description, batch, config.seq_len, about)
-    return resume_lineage(state, data.description, config, batch, params.data.new_data_plan, about)
+    return resume_lineage(state, data.description, config, batch, params.data.new_data_plan, about, tokenizer_compared)

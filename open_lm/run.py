@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_lm import __version__, storage
+from open_lm import __version__
 from open_lm.checkpoint.average import average_weights
 from open_lm.checkpoint.epoch_pair import is_pair, load_pair
-from open_lm.checkpoint.load import open_weights
+from open_lm.checkpoint.load import carried_tokenizer, open_weights
 from open_lm.checkpoint.part_reader import load_tensors
 from open_lm.checkpoint.run_state import RunState, state_tensors
 from open_lm.checkpoint.weights import load_weights
@@ -34,6 +34,7 @@ from open_lm.params.averagers import parse_averagers
 from open_lm.params.ending import seconds_of
 from open_lm.params.fields import counted
 from open_lm.scoring import tasks_config, validation_config
+from open_lm.tokenizer import check_match
 from open_lm.train import farewell, forecast
 from open_lm.train.agreement import Meeting
 from open_lm.train.averaging import Averages, KeepAverages, SaveAverages
@@ -48,7 +49,7 @@ from open_lm.train.outliers import Outliers
 from open_lm.train.parallel import World, autocast_dtype, from_first, parallelize
 from open_lm.train.remote_sync import copied
 from open_lm.train.resume import learning_rate_note
-from open_lm.train.run_folder import copy_code, start_logging, write_params
+from open_lm.train.run_folder import copy_code, start_logging, write_params, write_tokenizer
 from open_lm.train.run_states import RunStates
 from open_lm.train.saving import SavePlan, Weights
 from open_lm.train.schedule import make_schedule
@@ -100,7 +101,7 @@ def begin(job: Job, guard: Guard, guarded: ExitStack, meeting: Meeting, warnings
         guarded: closed when all that follows training is written; the guard is entered there.
     """
     params, world = job.params, job.world
-    for warning in (*warnings, *job.lineage.notes):
+    for warning in (*warnings, *job.notes):
         logging.warning(warning)
     if job.start.step >= job.length.total_steps:
         logging.info(
@@ -131,7 +132,7 @@ def dry_run(params: Params, world: World) -> None:
     schedule = make_schedule(params.optimizer, job.length)
     pure_bf16 = params.parallel.precision == "bf16" or params.parallel.fsdp_pure_bf16
     size = forecast.Size(parameters, job.config.seq_len, pure_bf16, len(parse_averagers(params.averaging.averagers)))
-    for line in (*job.lineage.notes, *job.lines(), *forecast.lines(job.length, plan, schedule, job.start, size)):
+    for line in (*job.notes, *job.lines(), *forecast.lines(job.length, plan, schedule, job.start, size)):
         print(line)
 
 
@@ -157,7 +158,7 @@ def describe_run(job: Job) -> None:
     write_params(job.folder, resolved)
     write_plans(job.folder.path, job.lineage.plans, job.lineage.batches, length.total_steps)
     if job.data.tokenizer:
-        storage.write_bytes(str(job.folder.path / "tokenizer.json"), job.data.tokenizer.json_text.encode())
+        write_tokenizer(job.folder, job.data.tokenizer)
     if params.log.copy_codebase:
         copy_code(job.folder)
     for line in job.lines():
@@ -181,7 +182,7 @@ def build(job: Job) -> Trained:
     model = Transformer(job.config, job.kernel)
     model.init_weights()
     if job.restored is None:
-        start_weights(model, job.params)
+        start_weights(model, job)
     describe_model(job, count_parameters(model))
     spread = parallelize(model, job.params.parallel, job.world)
     optimizer = make_optimizer(spread, job.params.optimizer)
@@ -215,14 +216,18 @@ def restore(job: Job, trained: Trained) -> None:
         logging.warning(note)
 
 
-def start_weights(model: Transformer, params: Params) -> None:
-    """The weights of --pretrained or --average, if one is given. Raises ValueError where they are not read or of another model."""
+def start_weights(model: Transformer, job: Job) -> None:
+    """The weights of --pretrained or --average, if one is given. Raises ValueError where they are unreadable or do not fit."""
+    params = job.params
     if params.model.pretrained:
         file, path = open_weights(params.model.pretrained)
         load_weights(model, file.state_dict, path, file.keys)
+        holder = (f"--pretrained {path}", carried_tokenizer(file, path))  # a file behind a URL was not there to be looked at before
+        check_match([*job.holders, holder], params.data.allow_tokenizer_mismatch)
         logging.info(f"Weights from {path}")
     if params.averaging.average:
-        file = average_weights(params.averaging.average, params.averaging.average_coefficients)
+        how: dict[str, Any] = {"allow_mismatch": params.data.allow_tokenizer_mismatch}
+        file = average_weights(params.averaging.average, params.averaging.average_coefficients, **how)
         load_weights(model, file.state_dict, "--average", file.keys)
         logging.info("Weights: " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"]))
 
@@ -362,7 +367,7 @@ def run_state(job: Job, loader: Loader, position: Position) -> RunState:
         plan=job.data.description,
         model_config=job.config.to_dict(),
         params=job.params.flat(),
-        tokenizer={"sha256": tokenizer.sha256, "eot_id": tokenizer.eot_id} if tokenizer else None,
+        tokenizer={**tokenizer.identity, "config": tokenizer.config_json} if tokenizer else None,
         versions={"open_lm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         world_size=job.world.size,
         epoch=position.epoch,
@@ -377,6 +382,4 @@ def about_weights(job: Job) -> dict[str, Any]:
     """What an epoch_N.pt says about itself."""
     tokenizer = job.data.tokenizer
     about: dict[str, Any] = {"name": job.folder.name, "model_config": job.config.to_dict(), "params": job.params.flat()}
-    if tokenizer:
-        about |= {"tokenizer_json": tokenizer.json_text, "eot_token": tokenizer.eot_token, "eot_id": tokenizer.eot_id}
-    return about
+    return {**about, **(tokenizer.in_checkpoint() if tokenizer else {})}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from open_lm.data.dataset import ValidationSet, check_ids
+from open_lm.data.sources import ShardSource
 from open_lm.evaluation.in_training import ValidationConfig
 from open_lm.evaluation.intervals import IntervalOptions
 from open_lm.evaluation.open_tasks import OpenTasks, open_tasks
@@ -9,7 +13,7 @@ from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.tasks_in_training import TasksConfig
 from open_lm.model.config import ModelConfig
 from open_lm.params import Params, Problems
-from open_lm.tokenizer import Tokenizer
+from open_lm.tokenizer import Holder, Tokenizer, check_match
 from open_lm.train.parallel import World, autocast_dtype, from_all
 
 
@@ -24,6 +28,27 @@ def check_same(problems: Problems, params: Params, tasks: OpenTasks | None) -> N
     url = params.validation.eval_tasks
     if url and len(set(from_all([tasks.digest() if tasks else ""])) - {""}) > 1:
         problems.found.append(f"--eval-tasks {url}: the processes read different data; give all machines the same files")
+
+
+def check_tokens(
+    params: Params,
+    checkpoints: Sequence[Holder],
+    sources: Sequence[ShardSource],
+    sets: Sequence[ValidationSet],
+    tasks: OpenTasks | None,
+    vocab_size: int | None,
+) -> tuple[list[Holder], list[str]]:
+    """What has ids in a run, with the tokenizers that made them, and warnings where they don't fit and that is allowed.
+
+    Raises:
+        UserError: they don't fit together, or have more ids than the model; nothing was started.
+    """
+    holders = [*checkpoints, *(holder for source in (*sources, *(one.source for one in sets)) for holder in source.holders)]
+    holders += [(f"--eval-tasks {params.validation.eval_tasks}", tasks.tokenizer)] if tasks else []
+    notes = check_match(holders, params.data.allow_tokenizer_mismatch, vocab_size)
+    if vocab_size is not None:
+        check_ids("--train-data" if params.data.train_data else "--dataset-manifest", sources, sets, vocab_size)
+    return holders, notes
 
 
 def tasks_config(params: Params, world: World, once: bool = False) -> TasksConfig:

@@ -31,7 +31,8 @@ from open_lm.model.transformer import Transformer
 from open_lm.params import LogParams, ModelParams, Params, Problems
 from open_lm.params.fields import counted
 from open_lm.params.training import ArchitectureParams
-from open_lm.scoring import check_same, find_tasks, tasks_config, validation_config
+from open_lm.scoring import check_same, check_tokens, find_tasks, tasks_config, validation_config
+from open_lm.tokenizer import Holder, about_holders
 from open_lm.train.parallel import World, from_all, parallelize
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, start_logging, write_params
 from open_lm.train.sinks import Sink, make_sinks
@@ -60,6 +61,8 @@ class _Opened:
     sets: tuple[ValidationSet, ...]
     batch: int
     tasks: OpenTasks | None
+    holders: list[Holder]
+    notes: list[str]
 
 
 def run_validation(params: Params, world: World, warnings: Sequence[str] = (), given: frozenset[str] = frozenset()) -> int:
@@ -84,8 +87,10 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
     with lock or nullcontext(), ExitStack() as stack:
         start_logging(folder, params.log, world)
         log, more = _sinks_of(params.log, own)
-        for warning in (*warnings, *more, *(opened.tasks.notices if opened.tasks else ())):
+        for warning in (*warnings, *opened.notes, *more, *(opened.tasks.notices if opened.tasks else ())):
             logging.warning(warning)
+        for line in about_holders(opened.holders):
+            logging.info(line)
         if world.is_first and not own:
             write_params(folder, {**params.flat(), "name": folder.name, "world_size": world.size, "checkpoint": opened.path})
         sinks = make_sinks(log, folder, params.flat(), _NO_STEP if own else 0) if world.is_first else []
@@ -115,21 +120,26 @@ def _open(params: Params, folder: RunFolder, world: World, given: frozenset[str]
     access = problems.attempt(access_of, params.data)
     sizes = {"seq_len": config.seq_len if config else 1, "vocab_size": config.vocab_size if config else 1 << 32}
     sets = problems.attempt(build_validation_data, params.validation, tokenizer=params.data.tokenizer, access=access, **sizes)
+    carried = carried_tokenizer(*found) if found else None
+    known = carried or next((one.tokenizer for one in sets or () if one.tokenizer), None)
     tasks = None
     if config and found:
-        tasks = problems.attempt(find_tasks, params, carried_tokenizer(*found), config)
+        tasks = problems.attempt(find_tasks, params, known, config)
         with torch.device("meta"):
             model = Transformer(config, get_kernel("auto"))
         problems.attempt(load_weights, model, found[0].state_dict, found[1], found[0].keys)
+    vocab_size, checkpoints = config.vocab_size if config else None, [(f"checkpoint {found[1]}", carried)] if found else []
+    holders, notes = problems.attempt(check_tokens, params, checkpoints, (), sets or (), tasks, vocab_size) or ([], [])
     problems.raise_any()
     assert found and config and kernel and sets is not None
-    return _Opened(*found, config, kernel, sets, train_batch or 64, tasks)
+    return _Opened(*found, config, kernel, sets, train_batch or 64, tasks, holders, notes)
 
 
 def _weights(params: Params, folder: RunFolder) -> tuple[WeightsFile, str]:
     average, resume = params.averaging.average, params.checkpoint.resume
     if average:
-        file = average_weights(average, params.averaging.average_coefficients)
+        how: dict[str, Any] = {"allow_mismatch": params.data.allow_tokenizer_mismatch}
+        file = average_weights(average, params.averaging.average_coefficients, **how)
         return file, "average of " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"])
     if resume == "latest":
         return _newest(folder, params.checkpoint.checkpoint_dir)

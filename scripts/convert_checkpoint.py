@@ -76,6 +76,8 @@ class ExportParams:
     """Named size or model.json, for weights that carry no configuration."""
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the checkpoint's own, if it has one."""
+    allow_tokenizer_mismatch: bool = False
+    """Put in a --tokenizer that is known to be another one than the checkpoint's own."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class AverageParams:
     """.pt files, step_<n> folders or run folders of one model, local or behind a URL."""
     coefficients: tuple[float, ...] = ()
     """One each. Default: 1/n."""
+    allow_tokenizer_mismatch: bool = False
+    """Average checkpoints that are known to be of different tokenizers."""
     out: str = ""
     """The weights file."""
 
@@ -112,13 +116,14 @@ def _reshard(params: ReshardParams) -> None:
 def _export(params: ExportParams) -> None:
     from open_lm.checkpoint.convert import export_weights
 
-    print(export_weights(params.checkpoint, params.out, params.name, params.dtype, params.model, params.tokenizer))
+    how = (params.name, params.dtype, params.model, params.tokenizer, params.allow_tokenizer_mismatch)
+    print(export_weights(params.checkpoint, params.out, *how))
 
 
 def _average(params: AverageParams) -> None:
     from open_lm.checkpoint.convert import average
 
-    print(average(params.checkpoints, params.coefficients, params.out))
+    print(average(params.checkpoints, params.coefficients, params.out, params.allow_tokenizer_mismatch))
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {

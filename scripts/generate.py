@@ -32,6 +32,8 @@ class GenerateParams:
     """model.json or named size of the checkpoint, where it doesn't carry it."""
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the checkpoint's own, else OpenLM's."""
+    allow_tokenizer_mismatch: bool = False
+    """Take a --tokenizer that is known to be another one than the checkpoint's own."""
     max_new_tokens: int = 64
     """Longest continuation; it also ends at the end of text and at the model's context length."""
     temperature: float = 0.0
@@ -80,7 +82,7 @@ def run(params: GenerateParams) -> list[tuple[str, str]]:
 
     assert params.checkpoint is not None
     model, carried = load_model(params.checkpoint, params.model_config, choose_device(params.device))
-    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size)
+    tokenizer = choose_tokenizer(params.tokenizer, carried, model.config.vocab_size, params.allow_tokenizer_mismatch)
     prompts = [prompt for prompt in params.prompt for _ in range(params.num_samples)]
     prompt_ids = [tokenizer.encode(prompt) or [tokenizer.eot_id] for prompt in prompts]  # no text: as at the start of a document
     new_ids = generate(

@@ -30,7 +30,7 @@ from open_lm.checkpoint.weights import first_names, read_weights, write_weights
 from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config
 from open_lm.progress import Progress
-from open_lm.tokenizer import load_tokenizer
+from open_lm.tokenizer import choose_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -103,6 +103,7 @@ def export_weights(
     dtype: str | None = None,
     model: str | None = None,
     tokenizer: str | None = None,
+    allow_mismatch: bool = False,
 ) -> Path:
     """Write a weights file that says all about itself, named by its content.
 
@@ -113,18 +114,21 @@ def export_weights(
         dtype: one of `DTYPES`; default the type of each tensor.
         model: named size or model.json, for weights that carry no configuration.
         tokenizer: a tokenizer.json, its folder, or a Hugging Face name; default the checkpoint's own, if it has one.
+        allow_mismatch: `tokenizer` may be another one than the checkpoint's own.
 
     Raises:
-        ValueError: nothing to load, or no configuration.
+        ValueError: nothing to load, no configuration, or another tokenizer.
     """
     weights, path = open_weights(checkpoint)
     config = get_model_config(model) if model else carried_config(weights, path)
-    words = load_tokenizer(tokenizer) if tokenizer else carried_tokenizer(weights, path)
+    words = carried_tokenizer(weights, path)
+    if tokenizer:
+        words = choose_tokenizer(tokenizer, words, config.vocab_size, allow_mismatch)
     about: dict[str, Any] = {key: weights.about[key] for key in ("epoch", "step", "tokens", "params", "average") if key in weights.about}
     called = Path(str(name or weights.about.get("name") or "model")).name  # a file from anywhere may be called ../x
     about |= {"name": called, "model_config": config.to_dict()}
     if words:
-        about |= {"tokenizer_json": words.json_text, "eot_token": words.eot_token, "eot_id": words.eot_id}
+        about |= words.in_checkpoint()
     folder = storage.local_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = weights.state_dict
@@ -145,11 +149,11 @@ def export_weights(
     return final
 
 
-def average(checkpoints: Sequence[str], coefficients: Sequence[float], out: str) -> Path:
+def average(checkpoints: Sequence[str], coefficients: Sequence[float], out: str, allow_mismatch: bool = False) -> Path:
     """Write the weighted sum of several checkpoints. Raises ValueError as `average_weights`, or where the file exists."""
     target = _absent(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    weights = average_weights(checkpoints, coefficients, _folder_of(target))
+    weights = average_weights(checkpoints, coefficients, _folder_of(target), allow_mismatch)
     write_weights(target, weights.state_dict, weights.about)
     return target
 

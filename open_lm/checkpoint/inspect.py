@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from open_lm.checkpoint.state_folder import STATE_FILE
 from open_lm.checkpoint.unshard import saved_shapes
 from open_lm.checkpoint.weights import WeightsFile, first_names, newest_weights, read_pt, read_weights
 from open_lm.params.fields import counted
+from open_lm.tokenizer import content_sha256
 
 Shapes = Mapping[str, tuple[torch.Size, torch.dtype]]
 
@@ -76,7 +75,8 @@ def _state(checkpoint: str) -> Iterator[str]:
     yield f"{saved}; {versions or 'no versions told'}"
     yield from _plans(state)
     if state.tokenizer:
-        yield f"  tokenizer: sha256 {state.tokenizer.get('sha256')}, end of text {state.tokenizer.get('eot_id')}"
+        template = ", with a chat template" if state.tokenizer.get("config") else ""
+        yield f"  tokenizer: sha256 {state.tokenizer.get('sha256')}, end of text {state.tokenizer.get('eot_id')}{template}"
 
 
 def _plans(state: RunState) -> Iterator[str]:
@@ -123,8 +123,8 @@ def _weights(checkpoint: str, file: WeightsFile) -> Iterator[str]:
         yield f"  average of {', '.join(f'{factor:g} x {name}' for name, factor in about['average'])}"
     text = about.get("tokenizer_json")
     if text:
-        content = json.dumps(json.loads(text), sort_keys=True, ensure_ascii=True)
-        yield f"  tokenizer: sha256 {hashlib.sha256(content.encode()).hexdigest()}, end of text {about.get('eot_token')}"
+        template = ", with a chat template" if about.get("tokenizer_config") else ""
+        yield f"  tokenizer: sha256 {content_sha256(str(text))}, end of text {about.get('eot_token')}{template}"
     else:
         yield "  tokenizer: none inside"
 

@@ -20,7 +20,7 @@ from open_lm.model.config import ModelConfig, model_config_from
 from open_lm.model.transformer import Transformer
 from open_lm.model.zoo import get_model_config, model_values
 from open_lm.params.fields import UserError
-from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
 
 
 def load_model(
@@ -87,6 +87,12 @@ def outline(checkpoint: str) -> tuple[WeightsFile | None, str]:
     except OSError as error:
         raise ValueError(f"checkpoint {path}: {error}") from None
     return None, path
+
+
+def tokenizer_of(checkpoint: str) -> Tokenizer | None:
+    """The tokenizer of a checkpoint, as far as that is to be seen without fetching weights. Raises ValueError as `open_weights`."""
+    path, is_state = find_weights(checkpoint)
+    return carried_tokenizer(None if is_state or storage.is_remote(path) else read_weights(path), path)
 
 
 def find_weights(checkpoint: str) -> tuple[str, bool]:
@@ -172,14 +178,13 @@ def carried_config(file: WeightsFile, path: str) -> ModelConfig:
     return model_config_from(values, path)
 
 
-def carried_tokenizer(file: WeightsFile, path: str) -> Tokenizer | None:
-    """The tokenizer inside a weights file, else the tokenizer.json of its run folder, else None."""
-    text = file.about.get("tokenizer_json")
-    if text:
-        return Tokenizer(str(text), path, file.about.get("eot_token"))
-    if storage.is_remote(path):
-        return None
-    for folder in list(Path(path).resolve().parents)[:2]:
-        if (folder / "tokenizer.json").is_file():
-            return load_tokenizer(str(folder / "tokenizer.json"))
+def carried_tokenizer(file: WeightsFile | None, path: str) -> Tokenizer | None:
+    """The tokenizer inside a weights file, else that of its run folder, else None."""
+    inside = Tokenizer.from_checkpoint(file.about, path) if file else None
+    if inside or path.startswith(("http://", "https://")):
+        return inside
+    folder = storage.parent(path if storage.is_remote(path) else str(storage.local_path(path).resolve()))
+    for place in (folder, storage.parent(folder)):
+        if place and not place.endswith(":/") and storage.exists(storage.join(place, TOKENIZER)):
+            return load_tokenizer(place)
     return None

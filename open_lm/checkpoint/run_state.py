@@ -46,7 +46,7 @@ class RunState:
     model_config: dict[str, Any]
     params: dict[str, Any]
     tokenizer: dict[str, Any] | None = None
-    """sha256 and end-of-text id of the shards' tokenizer."""
+    """`Tokenizer.identity` of the shards' tokenizer, and `config`, its `config_json`."""
     versions: dict[str, str] = field(default_factory=dict)
     world_size: int = 1
     epoch: int | None = None

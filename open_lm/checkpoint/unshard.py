@@ -23,7 +23,7 @@ from open_lm.checkpoint.weights import WeightsFile, openlm_order
 from open_lm.model.config import model_config_from
 from open_lm.model.rotary import SavedFrequencies
 from open_lm.model.transformer import Transformer
-from open_lm.tokenizer import Tokenizer
+from open_lm.tokenizer import TOKENIZER, Tokenizer
 
 Shapes = Mapping[str, tuple[torch.Size, torch.dtype]]
 
@@ -88,11 +88,12 @@ def about_state(state: RunState, path: str) -> dict[str, Any]:
     run = storage.parent(storage.parent(path if storage.is_remote(path) else str(storage.local_path(path).resolve())))
     about = {"epoch": state.epoch, "name": state.params.get("name") or run.rpartition("/")[2], "step": state.step, "tokens": state.tokens}
     about |= {"samples_seen": state.sequences, "model_config": dict(state.model_config), "params": dict(state.params)}
-    file = storage.join(run, "tokenizer.json")
+    file = storage.join(run, TOKENIZER)
     if storage.exists(file):
-        tokenizer = Tokenizer(storage.read_bytes(file).decode(), file)
-        eot_id = (state.tokenizer or {}).get("eot_id", tokenizer.eot_id)
-        about |= {"tokenizer_json": tokenizer.json_text, "eot_id": eot_id, "eot_token": tokenizer.backend.id_to_token(eot_id)}
+        said = state.tokenizer or {}
+        tokenizer = Tokenizer(storage.read_bytes(file).decode(), file, declared=said.get("config"))
+        eot_id = said.get("eot_id", tokenizer.eot_id)
+        about |= {**tokenizer.in_checkpoint(), "eot_id": eot_id, "eot_token": tokenizer.backend.id_to_token(eot_id)}
     return {**about, "evaluation_metrics": []}
 
 

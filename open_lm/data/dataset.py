@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from open_lm.data.sources import (
     Listing,
     ShardSource,
     bytes_per_token,
-    check_tokenizers,
     join_shards,
     list_manifest,
     list_pattern,
@@ -26,9 +25,13 @@ from open_lm.data.sources import (
     shown,
     with_counts,
 )
+from open_lm.data.stream import beyond_vocabulary
 from open_lm.params.data import DataParams, ValidationParams
 from open_lm.params.fields import UserError, counted
-from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm.tokenizer import Holder, Tokenizer, load_tokenizer
+
+_LOOKED_AT = 64
+"""Rows of a local validation set whose ids are compared with the vocabulary before anything starts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class TrainData:
         plan: the order; None for synthetic tokens, which have none.
         sources: of the plan.
         streams: L, to be kept in the checkpoint.
-        tokenizer: of the shards, None where nothing names it.
+        tokenizer: of the shards, None where nothing names it; see `_tokenizer_of`.
         description: all that decides the batches, as JSON values, for the checkpoint; `plan.differences` compares two.
     """
 
@@ -50,6 +53,11 @@ class TrainData:
     streams: int
     tokenizer: Tokenizer | None
     description: dict[str, Any]
+
+    @property
+    def holders(self) -> list[Holder]:
+        """What has ids, and the tokenizers that are known to have made them."""
+        return [holder for source in self.sources for holder in source.holders]
 
     def one_pass(self) -> int | None:
         """The most rows of a run that reads none twice; None when there is no end to them."""
@@ -125,7 +133,10 @@ class TrainData:
             if source.repeated:
                 some = f"{len(source.repeated)} shards are" if len(source.repeated) > 1 else "a shard is"
                 line += f"; {some} named more than once ({source.repeated[0]}) and read as often in every pass"
-            lines.append(line + ("" if source.tokenizer else f"; no tokenizer beside it, '<|endoftext|>' is id {source.files.eot_id}"))
+            lines.append(line + ("" if source.tokenizer else f"; '<|endoftext|>' is id {source.files.eot_id}"))
+        templates = list(dict.fromkeys(t.chat_template for _, t in self.holders if t and t.chat_template))
+        if len(templates) > 1:
+            lines.append(f"data: the sources have {len(templates)} chat templates; run and checkpoints carry the first of them")
         lines += local_lines(tuple(source.files for source in self.sources), self.plan.seq_len)
         if isinstance(self.rows, PlannedRows) and self.rows.access.cache:
             lines += RemoteCost.of(self.rows.files, self.streams, self.plan.shards_in_window(), self.rows.access.cache).log_lines()
@@ -197,11 +208,23 @@ def build_train_data(
     access = access_of(params)
     sources = _open_sources(params, source_patterns(params, saved), seq_len, access)
     plan = make_plan(params, sources, seq_len, streams)
-    tokenizer = next((s.tokenizer for s in sources if s.tokenizer), None)
+    tokenizer = _tokenizer_of(sources)
     description = {**plan.describe(), "tokenizer_sha256": tokenizer.sha256 if tokenizer else None}
     files = tuple(s.files for s in sources)
     access = prepared(access, files)
     return TrainData(PlannedRows(plan, files, vocab_size, access), plan, sources, streams, tokenizer, description)
+
+
+def _tokenizer_of(sources: tuple[ShardSource, ...]) -> Tokenizer | None:
+    """What run and checkpoints carry: of the sources' tokenizers the one with most ids, with the first chat template that there is."""
+    known = [source.tokenizer for source in sources if source.tokenizer]
+    if not known:
+        return None
+    chosen = max(known, key=lambda tokenizer: tokenizer.vocab_size)
+    of_chats = next((t for source in sources for _, t in source.holders if t and t.chat_template), None)
+    if of_chats and of_chats.chat_template != chosen.chat_template and chosen.means_the_same(of_chats):
+        chosen.chat_template, chosen.special = of_chats.chat_template, of_chats.special
+    return chosen
 
 
 def _open_sources(params: DataParams, names: Sequence[str], seq_len: int, access: Access) -> tuple[ShardSource, ...]:
@@ -215,14 +238,12 @@ def _open_sources(params: DataParams, names: Sequence[str], seq_len: int, access
             listing = list_pattern(flag, name, access) if params.train_data else list_manifest(flag, name, access.lose_shards)
             if params.train_data and params.dataset_manifest:
                 listing = with_counts(listing, params.dataset_manifest[index])
-            scan, lose, key = access.scan_remote, access.lose_shards, params.data_key
-            opened = open_source(flag, listing, seq_len=seq_len, key=key, tokenizer=tokenizer, scan_remote=scan, lose_shards=lose)
-            sources.append(opened)
+            how: dict[str, Any] = {"key": params.data_key, "scan_remote": access.scan_remote, "lose_shards": access.lose_shards}
+            sources.append(open_source(flag, listing, seq_len=seq_len, tokenizer=tokenizer, **how))
         except (ValueError, OSError) as error:
             found.append(_with_flag(flag, shown(name), error))
     if found:
         raise UserError(found)
-    check_tokenizers(sources)
     return tuple(sources)
 
 
@@ -247,12 +268,17 @@ def make_plan(params: DataParams, sources: tuple[ShardSource, ...], seq_len: int
 
 @dataclass(frozen=True, eq=False)
 class ValidationSet:
-    """The rows of one `--val-data`, in file order, and what lies beside them: tokenizer, and bytes of text for each token."""
+    """The rows of one `--val-data`, in file order, its source, and the bytes of text for each token where they are known."""
 
     name: str
     rows: FileOrderRows
-    tokenizer: Tokenizer | None
+    source: ShardSource
     bytes_per_token: float | None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of its shards."""
+        return self.source.tokenizer
 
     def batches(self, global_batch_size: int) -> int:
         """Batches of so many rows, the last one filled up with masked rows."""
@@ -284,7 +310,8 @@ def build_validation_data(
             listing: Listing = list_pattern("--val-data", name, access)
             if listing.repeated:
                 raise ValueError(f"--val-data {listing.name}: names {listing.repeated[0]} twice; name each shard once")
-            source = open_source("--val-data", listing, seq_len=seq_len, key=key, tokenizer=known, scan_remote=access.scan_remote)
+            how: dict[str, Any] = {"key": key, "tokenizer": known, "scan_remote": access.scan_remote}
+            source = open_source("--val-data", listing, seq_len=seq_len, **how)
         except (ValueError, OSError) as error:
             found.append(_with_flag("--val-data", name, error))
             continue
@@ -294,7 +321,35 @@ def build_validation_data(
         rows = FileOrderRows(source.files, ends, min(int(ends[-1]), limit), seq_len, vocab_size, here)
         whole = rows.count == int(ends[-1])
         per_token = bytes_per_token(listing.shards, int(source.files.sequences.sum())) if whole else None
-        sets.append(ValidationSet(name, rows, source.tokenizer, per_token))
+        sets.append(ValidationSet(name, rows, source, per_token))
     if found:
         raise UserError(found)
     return tuple(sets)
+
+
+def check_ids(flag: str, sources: Iterable[ShardSource], sets: Iterable[ValidationSet], vocab_size: int) -> None:
+    """Compare the first ids of all data with the vocabulary; of a local validation set, which is read late, those of more rows.
+
+    Args:
+        flag: of the sources.
+
+    Raises:
+        UserError: with a line for each that has ids beyond it.
+    """
+    found = []
+    for name, source, rows in [
+        *((f"{flag} {s.name}", s, None) for s in sources),
+        *((f"--val-data {s.name}", s.source, s.rows) for s in sets),
+    ]:
+        highest, shard, member = source.highest
+        try:
+            if highest >= vocab_size:
+                raise ValueError(beyond_vocabulary(shard, member, highest, vocab_size))
+            if rows and not source.files.remote:
+                reader = rows.reader(1)
+                reader.read(np.arange(min(rows.count, _LOOKED_AT)))
+                reader.close()
+        except (ValueError, OSError) as error:
+            found.append(f"{name}: {error}")
+    if found:
+        raise UserError(found)

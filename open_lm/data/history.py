@@ -188,7 +188,7 @@ def fetch_history(run: str, folder: Path) -> None:
     Raises:
         ValueError: none of it is there, or the place can't be read.
     """
-    names = ["params.txt", "plans.json", "tokenizer.json"]
+    names = ["params.txt", "plans.json", "tokenizer.json", "tokenizer_config.json"]
     try:
         names += [state.url.removeprefix(f"{run.rstrip('/')}/") for state in _listed(storage.join(run, "checkpoints/step_*/state.json"))]
         for name in names:

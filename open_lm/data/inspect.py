@@ -29,7 +29,7 @@ from open_lm.params.data import DataParams
 from open_lm.params.fields import UserError, counted
 from open_lm.shards.index import ShardIndex, list_members, read_index
 from open_lm.shards.members import MASKED, split_name
-from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm.tokenizer import TOKENIZER, Tokenizer, check_match, load_tokenizer
 
 SYNTHETIC = "synthetic tokens: a function of seed and number, from no shard and no document"
 
@@ -219,7 +219,7 @@ class RunData:
             except UserError as error:
                 raise UserError([f"{self._name}: the data of the run can't be opened: {problem}" for problem in error.problems]) from None
             names = tuple(map(shown, source_patterns(params, saved)))
-            notes = (*self._compare(data, saved, number), *_about_masks(params))
+            notes = (*self._compare(data, saved, number, params.allow_tokenizer_mismatch), *_about_masks(params))
             self._opened[first] = _Opened(first, stop, data, names, notes, fingerprint(saved or data.description)[:12])
         return self._opened[first]
 
@@ -243,19 +243,26 @@ class RunData:
             dataset_manifest=tuple(_from(base, name) for name in params.dataset_manifest),
         )
 
-    def _compare(self, data: TrainData, saved: dict | None, number: int) -> tuple[str, ...]:
+    def _compare(self, data: TrainData, saved: dict | None, number: int, allow: bool) -> tuple[str, ...]:
+        own, told = self._own_tokenizer(), (saved or {}).get("tokenizer_sha256")
+        ours = own is not None and told in (None, own.sha256)  # or else the run has gone on with another one since
+        different = check_match([(f"--run {self._name}", own), *data.holders], allow=True) if ours and not allow else []
+        if different:
+            raise ValueError(f"--run {self._name}: row {number} can't be shown as text of the run: {'; '.join(different)}")
         if saved is None:
             return ("no run state is left, so nothing says whether these are the data that the run read",)
-        changed = differences(saved, data.description)
+        changed = differences(saved, data.description, tokenizer_compared=ours)
         if changed:
             raise ValueError(
                 f"--run {self._name}: row {number} can't be shown, because the data are not what the run read there: {'; '.join(changed)}"
             )
         return ()
 
+    def _own_tokenizer(self) -> Tokenizer | None:
+        return load_tokenizer(str(self.history.folder)) if (self.history.folder / TOKENIZER).is_file() else None
+
     def _tokenizer(self, data: TrainData) -> Tokenizer | None:
-        beside = self.history.folder / "tokenizer.json"
-        return data.tokenizer or (load_tokenizer(str(beside)) if beside.is_file() else None)
+        return data.tokenizer or self._own_tokenizer()
 
     def _row(self, opened: _Opened, slot: int, number: int, tokens: np.ndarray, notes: list[str]) -> InspectedRow:
         """A row with its place and documents; what is not known of it goes to `notes`."""

@@ -279,8 +279,15 @@ _WORDS = {
 }
 
 
-def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """What differs between two descriptions, in words; empty when the order is the same."""
+def differences(saved: dict[str, Any], current: dict[str, Any], tokenizer_compared: bool = False) -> list[str]:
+    """What differs between two descriptions, in words; empty when the order is the same.
+
+    Args:
+        tokenizer_compared: by its content, so that its hash need not be.
+    """
+    key = "tokenizer_sha256"
+    if tokenizer_compared or None in (saved.get(key), current.get(key)):
+        current = {**current, key: saved.get(key)}
     return list(_differences(saved, current))
 
 

@@ -24,7 +24,7 @@ from open_lm.data.places import Place, Remote, folder_of, is_elsewhere, open_pla
 from open_lm.shards.index import token_extension
 from open_lm.shards.manifest import MANIFEST, read_manifest, shard_url
 from open_lm.shards.members import decode_member
-from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm.tokenizer import TOKENIZER, Holder, Tokenizer, load_tokenizer
 
 OPENLM_EOT_ID = 0
 """What `'<|endoftext|>'` means without a tokenizer: its id in GPT-NeoX-20B, whose shards OpenLM writes with this string."""
@@ -42,7 +42,9 @@ class ShardSource:
         name: as the user gave it.
         files: its shards, in order.
         parts: int64 [shards], the `::` part that each belongs to.
-        tokenizer: the one beside the shards or given by the user, None where there is none.
+        tokenizer: the one given by the user or beside the shards, None where there is none.
+        holders: the given one and all that lie beside its shards, with who has them.
+        highest: the largest id of its first sample, and the shard and member that have it.
         repeated: shards that are named more than once.
     """
 
@@ -51,6 +53,8 @@ class ShardSource:
     parts: np.ndarray
     tokenizer: Tokenizer | None
     repeated: tuple[str, ...] = ()
+    holders: tuple[Holder, ...] = ()
+    highest: tuple[int, str, str] = (0, "", "")
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def open_source(
     Args:
         flag: the option it came by, for messages.
         key: extension of the token members; None finds it in the first sample.
-        tokenizer: None looks beside the shards.
+        tokenizer: the given one; else the first that lies beside the shards.
         scan_remote: read shards elsewhere that no manifest names, to count them.
         lose_shards: where the first shard can't be read, another one tells what they hold.
 
@@ -245,11 +249,16 @@ def open_source(
     try:
         first = _first_sample(listing.shards, lose_shards)
         key = key or token_extension(first.members, first.shard)
-        tokenizer = tokenizer or _tokenizer_beside(listing.shards[0])
+        beside = _tokenizers_beside(listing.shards)
+        label = f"{flag} {listing.name}"
+        holders: list[Holder] = [(f"--tokenizer {tokenizer.name}", tokenizer)] if tokenizer else []
+        holders += [(label, one) for one in beside] if beside or tokenizer else [(label, None)]
+        tokenizer = tokenizer or next(iter(beside), None)
         unknown = [shard for shard, count in zip(listing.shards, listing.counts) if count is None]
         counted = iter(counts.count_shards(unknown, key, scan_remote) if unknown else ())
         known = [count or next(counted) for count in listing.counts]
-        tokens = _length(first, key, tokenizer.eot_id if tokenizer else OPENLM_EOT_ID)
+        decoded = _decoded(first, key, tokenizer.eot_id if tokenizer else OPENLM_EOT_ID)
+        tokens, highest = int(decoded.shape[1]), (int(decoded.max(initial=0)), first.shard, f"{first.base}.{key}")
         for shard, count in zip(listing.shards, known):
             if count.tokens_per_sequence not in (None, tokens):
                 raise ValueError(
@@ -270,7 +279,7 @@ def open_source(
     sizes = tuple(s.size if c.bytes is None and s else c.bytes for c, s in zip(known, listing.stored))
     sums, stamps = tuple(c.sha256 for c in known), tuple(s.stamp if s else "" for s in listing.stored)
     files = stream.ShardFiles(listing.shards, key, sequences, sizes, tokens, eot_id, sums, stamps)
-    return ShardSource(listing.name, files, np.array(listing.parts), tokenizer, listing.repeated)
+    return ShardSource(listing.name, files, np.array(listing.parts), tokenizer, listing.repeated, tuple(holders), highest)
 
 
 def _first_sample(shards: Sequence[Place], lose_shards: bool) -> stream.Sample:
@@ -287,22 +296,34 @@ def _first_sample(shards: Sequence[Place], lose_shards: bool) -> stream.Sample:
     raise why or ValueError(f"{shards[0]}: holds no sequence")
 
 
-def _length(sample: stream.Sample, key: str, eot_id: int) -> int:
+def _decoded(sample: stream.Sample, key: str, eot_id: int) -> np.ndarray:
     if key not in sample.members:
         raise ValueError(f"--data-key {key}: sample {sample.base} of {sample.shard} has only {', '.join(sorted(sample.members))}")
     try:
-        return int(decode_member(key, sample.members[key], eot_id).shape[1])
+        return decode_member(key, sample.members[key], eot_id)
     except ValueError as error:
         raise ValueError(f"{sample.shard}, member {sample.base}.{key}: {error}") from None
 
 
-def _tokenizer_beside(shard: Place) -> Tokenizer | None:
-    """The tokenizer.json in the shard's folder or the one above; its end of text as the statistics beside it name it."""
-    for folder in _folders_above(shard):
-        file = storage.join(folder, "tokenizer.json")
-        if storage.exists(file):
-            return load_tokenizer(file, _eot_token(storage.join(folder, "stats.json")))
-    return None
+def _tokenizers_beside(shards: Sequence[Place]) -> tuple[Tokenizer, ...]:
+    """Every tokenizer.json in a shard's folder or the one above, the first shard's first."""
+    found: dict[str, Tokenizer | None] = {}
+    for shard in {folder_of(shard): shard for shard in shards}.values():
+        for folder in _folders_above(shard):
+            if folder not in found:
+                found[folder] = _tokenizer_in(folder)
+            if found[folder]:
+                break
+    return tuple(tokenizer for tokenizer in found.values() if tokenizer)
+
+
+def _tokenizer_in(folder: str) -> Tokenizer | None:
+    """The tokenizer.json of a folder, with the end of text and the chat template of the program that wrote statistics there."""
+    file = storage.join(folder, TOKENIZER)
+    if not storage.exists(file):
+        return None
+    eot_token = _eot_token(storage.join(folder, "stats.json"))
+    return load_tokenizer(file) if eot_token is None else load_tokenizer(folder, eot_token)
 
 
 def _folders_above(shard: Place) -> tuple[str, ...]:
@@ -336,13 +357,3 @@ def _stats(file: str) -> dict[str, Any]:
     except (OSError, ValueError):  # shards of others have none, or something else under this name
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def check_tokenizers(sources: Sequence[ShardSource]) -> None:
-    """Raises ValueError where two sources have different tokenizers; unknown ones pass."""
-    known = [s for s in sources if s.tokenizer is not None]
-    for source in known[1:]:
-        if source.tokenizer.sha256 != known[0].tokenizer.sha256:  # type: ignore[union-attr]
-            raise ValueError(
-                f"--train-data {source.name}: made with another tokenizer than {known[0].name}; make the shards of all sources with one"
-            )

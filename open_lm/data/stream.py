@@ -290,10 +290,15 @@ class ShardReader:
         if high < self.vocab_size and low >= (-self.vocab_size if index.dtypes else MASKED):
             return
         bad = high if high >= self.vocab_size else low
-        raise ValueError(
-            f"{shard.path}, member {_member_name(index, member)}: token id {bad} is outside the vocabulary of {self.vocab_size}; "
-            "use a model with a larger vocabulary, or the tokenizer that belongs to the model"
-        )
+        raise ValueError(beyond_vocabulary(str(shard.path), _member_name(index, member), bad, self.vocab_size))
+
+
+def beyond_vocabulary(shard: str, member: str, token: int, vocab_size: int) -> str:
+    """What is wrong with an id."""
+    return (
+        f"{shard}, member {member}: token id {token} is outside the vocabulary of {vocab_size}; "
+        "use a model with a larger vocabulary, or the tokenizer that belongs to the model"
+    )
 
 
 def _member_name(index: ShardIndex, member: int) -> str:

@@ -64,6 +64,8 @@ class EvalParams:
     tokenizer: str | None = None
     """tokenizer.json, a folder that holds one, or a Hugging Face name. Default: the model's own, else OpenLM's. Where --checkpoint and
     --hf-model are scored together it is that of the checkpoints."""
+    allow_tokenizer_mismatch: bool = False
+    """Score a model with a --tokenizer that is known to be another one than its own."""
     backend: Literal["auto", "native", "llm-foundry", "lm-eval"] = "auto"
     """What scores: OpenLM itself (native), LLM Foundry's evaluators in their environment, or lm-evaluation-harness's own tasks (--tasks).
     auto: lm-eval with --tasks, else llm-foundry inside its environment, else native."""
@@ -252,8 +254,8 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     if isinstance(file, FoundryFile):
         _check_composer(params, file)
     kernel = flags.pop("attn_name", "auto")
-    choice = ModelChoice(params.model_config or params.model, flags, kernel)
-    choice.check(params.checkpoint)
+    choice = ModelChoice(params.model_config or params.model, flags, kernel, params.allow_tokenizer_mismatch)
+    choice.check(params.checkpoint, params.tokenizer, () if params.checkpoint else params.hf_model)
     problems = data_problems(file.tasks) if isinstance(file, TaskFile) else []
     if problems:
         raise UserError([f"--eval-yaml {params.eval_yaml}: {problem}" for problem in problems])
@@ -374,7 +376,7 @@ def _open(name: str, params: EvalParams, choice: ModelChoice, device: str | None
     hf = name in params.hf_model
     tokenizer = None if hf and params.checkpoint else params.tokenizer
     opened = open_model(name, hf=hf, choice=choice, tokenizer=tokenizer, device=device)
-    _say(f"{name}: tokenizer {opened.tokenizer.name}")
+    _say(f"{name}: tokenizer {opened.tokenizer.name}{'' if opened.own_tokenizer else '; the checkpoint carries none'}")
     return opened
 
 

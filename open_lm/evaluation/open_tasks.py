@@ -38,7 +38,7 @@ def open_tasks(url: str, named: str | None, carried: Tokenizer | None, vocab_siz
 
     Args:
         named: value of --tokenizer.
-        carried: the tokenizer of the shards or the checkpoint.
+        carried: the tokenizer of the shards or the checkpoint; whether the named one fits to it is not asked here.
         seq_len: longest request where neither the task nor the file says.
 
     Raises:
@@ -49,7 +49,7 @@ def open_tasks(url: str, named: str | None, carried: Tokenizer | None, vocab_siz
     except UserError as error:
         raise UserError([problem.replace("--eval-yaml", "--eval-tasks", 1) for problem in error.problems]) from None
     try:
-        tokenizer = choose_tokenizer(named, carried, vocab_size)
+        tokenizer = choose_tokenizer(named, carried, vocab_size, allow_mismatch=True)
     except ValueError as error:
         raise UserError([f"--eval-tasks {url}: {problem}" for problem in (*data_problems(file.tasks), str(error))]) from None
     return encode_tasks(file, tokenizer, seq_len, url)

@@ -34,6 +34,9 @@ class DataParams:
     """webdataset shards (auto means the same), or synthetic: random tokens without any file."""
     tokenizer: str | None = None
     """Tokenizer name, folder or tokenizer.json of the shards. Default: the one that lies beside them, if any."""
+    allow_tokenizer_mismatch: bool = False
+    """Go on where shards, validation shards, checkpoints and tasks are known to be of different tokenizers, or of one with more ids than
+    the model knows; such differences become warnings."""
     seed: int = 0
     """Seed of the order of the data and of the initial weights."""
     data_streams: int | None = None

@@ -15,10 +15,11 @@ from typing import Any
 from open_lm import storage
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST, ShardEntry
+from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG
 
 RECORD = "conversion.jsonl"
 STATS = "stats.json"
-COPIED = (STATS, "tokenizer.json", f"{provenance.FOLDER}/{provenance.FILES}")
+COPIED = (STATS, TOKENIZER, TOKENIZER_CONFIG, f"{provenance.FOLDER}/{provenance.FILES}")
 """Files beside the shards that a conversion takes over, stats.json with its new format."""
 
 

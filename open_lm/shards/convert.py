@@ -23,7 +23,7 @@ from open_lm.shards.conversion import COPIED, STATS, Conversion, Line
 from open_lm.shards.convert_shard import ShardTask, convert_shard
 from open_lm.shards.manifest import MANIFEST, ShardEntry, read_manifest, shard_url, write_manifest
 from open_lm.shards.members import READ_EXTENSIONS, Format, token_dtype
-from open_lm.tokenizer import load_tokenizer
+from open_lm.tokenizer import TOKENIZER, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,19 @@ def _check(options: ConvertOptions) -> tuple[str, Path]:
     return options.input_dir, storage.local_path(options.output_dir)
 
 
-def _vocabulary(options: ConvertOptions, stats: dict[str, object]) -> tuple[int | None, bool]:
+def _vocabulary(options: ConvertOptions, stats: dict[str, object], beside: storage.Stored | None) -> tuple[int | None, bool]:
     """Id of end of text where known, and whether the ids need 32 bits: by the flags, else by the stats.json of the input."""
     told = stats.get("tokenizer")
     values = told if isinstance(told, dict) else {}
     eot_id, vocab_size = values.get("eot_id"), values.get("vocab_size") or 0
     if options.tokenizer is not None:
         tokenizer = load_tokenizer(options.tokenizer)
+        own = load_tokenizer(beside.url) if beside else None
+        if own and not own.means_the_same(tokenizer):
+            raise ValueError(
+                f"--tokenizer {options.tokenizer} (sha256 {tokenizer.sha256[:12]}): the shards were made with another one, {own.name} "
+                f"(sha256 {own.sha256[:12]}), which lies beside them; leave --tokenizer out"
+            )
         eot_id, vocab_size = tokenizer.eot_id, tokenizer.vocab_size
         if options.eot_id not in (None, eot_id):
             raise ValueError(f"--eot-id {options.eot_id}: end of text of --tokenizer {options.tokenizer} is {eot_id}; give one of them")
@@ -176,7 +182,7 @@ def convert(options: ConvertOptions) -> Summary:
     folder, out = _check(options)
     given = Input(folder)
     stats = _read_stats(given)
-    eot_id, wide = _vocabulary(options, stats)
+    eot_id, wide = _vocabulary(options, stats, given.files.get(TOKENIZER))
     settings = {"format": options.format, "data_key": options.data_key, "eot_id": eot_id, "wide": wide}
     conversion = Conversion.open(out, _source_name(folder), settings, options.overwrite)
     tasks = [_task(source, out, options, eot_id, wide, conversion) for source in given.sources]

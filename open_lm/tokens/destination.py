@@ -1,6 +1,6 @@
 """Where shards go: a local folder, or a remote one that gets each file once it is whole and then holds the only copy.
 
-<root>/<consumer>/shard-%07d.tar and manifest.jsonl, <root>/stats.json, tokenizer.json, lengths.png, provenance/.
+<root>/<consumer>/shard-%07d.tar and manifest.jsonl, <root>/stats.json, tokenizer.json, tokenizer_config.json, lengths.png, provenance/.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from open_lm import storage
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
+from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG
 
-STATS, TOKENIZER, PICTURE = "stats.json", "tokenizer.json", "lengths.png"
+STATS, PICTURE = "stats.json", "lengths.png"
 _OURS = re.compile(
-    rf"({STATS}|{TOKENIZER}|{PICTURE}|\d+/({MANIFEST}|shard-\d{{7,}}\.tar)|{provenance.FOLDER}/({provenance.FILES}|\d+/shard-\d{{7,}}\.npz))"
+    rf"({STATS}|{TOKENIZER}|{TOKENIZER_CONFIG}|{PICTURE}|\d+/({MANIFEST}|shard-\d{{7,}}\.tar)|{provenance.FOLDER}/({provenance.FILES}|\d+/shard-\d{{7,}}\.npz))"
 )
 _LEFT_OVER = re.compile(r"(\d+/|provenance/|provenance/\d+/|)\.[^/]+\.tmp")
 

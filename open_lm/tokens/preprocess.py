@@ -19,10 +19,10 @@ from open_lm.executor import LocalExecutor, available_cores
 from open_lm.params.fields import counted
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
-from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
 from open_lm.tokens import shuffle, stats
 from open_lm.tokens.claim import claim
-from open_lm.tokens.destination import PICTURE, STATS, TOKENIZER, Destination, destination
+from open_lm.tokens.destination import PICTURE, STATS, Destination, destination
 from open_lm.tokens.estimate import Estimate, check_disk, estimate
 from open_lm.tokens.gather import Shard, ShardWork
 from open_lm.tokens.histogram import draw
@@ -311,14 +311,7 @@ def _finish(job: _Job, shards: Sequence[Shard], counts: Counts, found: UnitCount
         "seq_len": job.options.output.seq_len,
         "format": job.options.output.format,
         "seed": job.work.seed if job.work.shuffle else None,
-        "tokenizer": {
-            "name": tokenizer.name,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "eot_token": tokenizer.eot_token,
-            "eot_id": tokenizer.eot_id,
-            "engine": encoder_for(job.work.encoder).engine,
-        },
+        "tokenizer": {**tokenizer.identity, "engine": encoder_for(job.work.encoder).engine},
         "document_lengths": found.lengths.to_json(),
         "documents_of_sequences": found.documents_of_sequences.to_json(),
         "refusals": found.refusals[:_LISTED_REFUSALS],

@@ -54,7 +54,13 @@ def start_lineage(description: dict[str, Any], global_batch_size: int, seq_len: 
 
 
 def resume_lineage(
-    state: RunState, description: dict[str, Any], config: ModelConfig, batch: int, new_plan: bool, about: dict[str, Any] | None = None
+    state: RunState,
+    description: dict[str, Any],
+    config: ModelConfig,
+    batch: int,
+    new_plan: bool,
+    about: dict[str, Any] | None = None,
+    tokenizer_compared: bool = False,
 ) -> Lineage:
     """Of a run that goes on from a state.
 
@@ -64,12 +70,13 @@ def resume_lineage(
         batch: global batch size from here on.
         new_plan: --new-data-plan.
         about: the rest of a plan's entry; see `data.plans_file`.
+        tokenizer_compared: see `differences`.
 
     Raises:
         ValueError: with every difference that is not allowed, in words.
     """
-    data = differences(state.plan, description) if state.plan else _foreign(state, config)
-    _refuse(state, data, description, config, new_plan)
+    data = differences(state.plan, description, tokenizer_compared) if state.plan else _foreign(state, config)
+    _refuse(state, data, {} if tokenizer_compared else description, config, new_plan)
     plans = tuple(state.plans) or ({"first": 0, "plan": state.plan},)
     notes = []
     if not state.plan:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from open_lm import storage
 from open_lm.params import LogParams, Params
+from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer
 from open_lm.train.launcher import lock_run_folder
 from open_lm.train.parallel import World, from_first
 
@@ -132,6 +133,13 @@ def write_params(folder: RunFolder, values: Mapping[str, Any]) -> None:
     """`params.txt`: sorted `name: value` lines, readable as YAML, None for what is absent."""
     with storage.atomic_write(folder.path / "params.txt", "w") as file:
         file.writelines(f"{name}: {value}\n" for name, value in sorted(values.items()))
+
+
+def write_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
+    """The shards' tokenizer, and beside it the chat template of shards that have one."""
+    for name, text in ((TOKENIZER, tokenizer.json_text), (TOKENIZER_CONFIG, tokenizer.config_json)):
+        if text is not None:
+            storage.write_bytes(str(folder.path / name), text.encode())
 
 
 def copy_code(folder: RunFolder) -> None:

@@ -1,4 +1,5 @@
 import gzip
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 
 from open_lm.data import counts, dataset
-from open_lm.data.dataset import build_train_data, build_validation_data, problems
+from open_lm.data.dataset import build_train_data, build_validation_data, check_ids, problems
 from open_lm.data.places import split_parts
 from open_lm.params.data import DataParams, ValidationParams
 from open_lm.shards.manifest_command import main as make_manifest
+from open_lm.tokenizer import check_match
 
 Write = Callable[..., Path]
 
@@ -136,14 +138,22 @@ def test_a_key_that_samples_lack_is_refused_with_what_they_have(write_shards: Wr
     assert "sample b of" in refuses(lacking)
 
 
-def test_sources_of_two_tokenizers_are_refused(write_shards: Write, shared: Path) -> None:
-    text = (shared / "data/tokenizers/20B_tokenizer.json").read_text()
+def test_sources_of_two_tokenizers_are_told_apart(write_shards: Write) -> None:
     one, two = write_shards([1], folder="one/0"), write_shards([1], folder="two")
-    (one.parent / "tokenizer.json").write_text(text)
+    (one.parent / "tokenizer.json").write_text(_words("w1"))
     data = build(f"{one}/*.tar", f"{two}/*.tar")
     assert data.tokenizer is not None and data.description["tokenizer_sha256"] == data.tokenizer.sha256
-    (two / "tokenizer.json").write_text(text.replace('"<|padding|>"', '"<|other|>"'))
-    assert "made with another tokenizer than" in refuses(f"{one}/*.tar", f"{two}/*.tar")
+    assert check_match(data.holders, allow=False) == []
+    (two / "tokenizer.json").write_text(_words("w2"))
+    for sources in ((f"{one}/*.tar", f"{two}/*.tar"), (f"{one}/*.tar::{two}/*.tar",), (f"{one.parents[1]}/{{two,one/0}}/*.tar",)):
+        with pytest.raises(ValueError, match=r"--train-data .*: the tokenizer .* is another one than .*tokenizer.json \(sha256"):
+            check_match(build(*sources).holders, allow=False)
+    assert check_match(build(f"{two}/*.tar", tokenizer=str(one.parent)).holders, allow=True) != []  # the named one is not that beside
+
+
+def _words(last: str) -> str:
+    model = {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, last: 1}, "unk_token": last}
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model})
 
 
 def test_the_tokenizer_beside_the_shards_gives_the_end_of_text(write_tar: Write, tmp_path: Path, shared: Path) -> None:
@@ -291,3 +301,14 @@ def test_a_link_that_leads_nowhere_is_named(write_shards: Write) -> None:
     (folder / "shard-0001.tar").symlink_to("gone")
     for pattern in ("*.tar", "shard-{0000..0001}.tar", "shard-0001.tar"):
         assert f"{folder}/shard-0001.tar is a link that leads nowhere; mend or remove it" in refuses(f"{folder}/{pattern}")
+
+
+def test_ids_beyond_the_vocabulary_in_the_first_rows_are_told_before_anything_starts(write_shards: Write) -> None:
+    folder = write_shards([20], first=5)  # row i is of the id 5 + i
+    data = build(f"{folder}/*.tar", vocab_size=5)
+    sets = build_validation_data(ValidationParams(val_data=(f"{folder}/*",)), seq_len=4, vocab_size=12)
+    with pytest.raises(ValueError, match=r"--train-data .*shard-0000.tar, member 0{12}.txt: token id 5 is outside the vocabulary of 5"):
+        check_ids("--train-data", data.sources, (), 5)
+    with pytest.raises(ValueError, match=r"--val-data .*shard-0000.tar, member 0{11}7.txt: token id 12 is outside the vocabulary of 12"):
+        check_ids("--train-data", data.sources, sets, 12)
+    check_ids("--train-data", data.sources, (), 12)  # training itself tells what its batches hold

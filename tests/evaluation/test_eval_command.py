@@ -12,6 +12,8 @@ import pytest
 import torch
 from stock_models import save, stock
 
+from open_lm.checkpoint.average import average_weights
+from open_lm.checkpoint.convert import export_weights
 from open_lm.evaluation.command import parse_eval, run_eval
 from open_lm.evaluation.tasks import Task
 from open_lm.model.transformer import Transformer
@@ -131,6 +133,34 @@ def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(folder: Path, token
     backend.save(str(folder / "large.json"))
     with pytest.raises(ValueError, match=r"--tokenizer large\.json: has ids up to .*, the model knows 300"):
         run_eval([*MODEL, "--checkpoint", "one.pt", "--tokenizer", "large.json"])
+
+
+def test_a_tokenizer_that_is_not_the_checkpoints_own_is_refused_before_anything_is_scored(
+    folder: Path, model: Transformer, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(tokenizer.json_text)
+    (folder / "other.json").write_text(json.dumps({**content, "pre_tokenizer": {"type": "Whitespace"}}))
+    (folder / "again.json").write_text(json.dumps(content, indent=4))
+    for name in ("own.pt", "more.pt"):
+        torch.save({"state_dict": model.state_dict(), "model_config": model.config.to_dict(), **tokenizer.in_checkpoint()}, folder / name)
+    run = ["--eval-yaml", "tasks.yaml", "--limit", "1", "--checkpoint", "own.pt", "--tokenizer"]
+    words = (
+        r"--tokenizer other.json: the tokenizer other.json \(sha256 \w+\) is another one than own.pt \(sha256 \w+\) of checkpoint own.pt"
+    )
+    with pytest.raises(UserError, match=words):
+        run_eval([*run, "other.json"])
+    assert capsys.readouterr().err == ""
+    assert run_eval([*run, "other.json", "--allow-tokenizer-mismatch"]) == run_eval([*run, "again.json"]) == 0
+    assert "carries none" not in capsys.readouterr().err
+    run_eval([*MODEL, "--limit", "1", "--checkpoint", "one.pt", "--tokenizer", "other.json"])
+    assert "one.pt: tokenizer other.json; the checkpoint carries none" in capsys.readouterr().err
+    torch.save({"state_dict": model.state_dict(), "tokenizer_json": (folder / "other.json").read_text()}, folder / "more.pt")
+    with pytest.raises(UserError, match=r"--average more.pt: the tokenizer more.pt .* of --average own.pt"):
+        average_weights(["own.pt", "more.pt"])
+    assert average_weights(["own.pt", "more.pt"], allow_mismatch=True).about["tokenizer_json"] == tokenizer.json_text
+    with pytest.raises(UserError, match=r"--tokenizer other.json.* is another one than own.pt"):
+        export_weights("own.pt", "out", tokenizer="other.json")
+    assert export_weights("own.pt", "out", tokenizer="other.json", allow_mismatch=True).is_file()
 
 
 def test_all_problems_of_the_command_line_come_together(folder: Path) -> None:

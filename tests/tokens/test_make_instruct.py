@@ -17,6 +17,7 @@ from chat import CHATML, make, make_tokenizer, random_chats, read_ids, stored_ro
 
 from open_lm.data.masks import Masks
 from open_lm.params.fields import UserError
+from open_lm.shards.convert import ConvertOptions, convert
 from open_lm.shards.manifest import read_manifest
 from open_lm.shards.provenance import files_from_bytes, from_bytes
 from open_lm.tokenizer import load_tokenizer
@@ -79,6 +80,25 @@ def pieces_of_rows(root: Path) -> list[list[tuple[int, int, int, int]]]:
             known = from_bytes((root / "provenance" / manifest.parent.name / f"{entry.shard}.npz").read_bytes())
             found += [known.of_sequence(i) for i in range(entry.num_sequences)]
     return found
+
+
+@pytest.mark.slow
+def test_the_chat_template_lies_beside_the_tokenizer(tmp_path: Path, chats: dict[Path, Chats], tokenizer: Path) -> None:
+    make([*chats], tokenizer, tmp_path / "out")
+    beside = load_tokenizer(str(tmp_path / "out/128-v1"))
+    assert beside.chat_template == CHATML and beside.special["eos_token"] == "<|endoftext|>" and beside.eot_token == "<|endoftext|>"
+    convert(ConvertOptions(input_dir=str(tmp_path / "out/128-v1"), output_dir=str(tmp_path / "converted"), format="npy"))
+    assert load_tokenizer(str(tmp_path / "converted")).chat_template == CHATML
+    make([*chats], tmp_path / "out/128-v1", tmp_path / "again")  # with the template that lies there
+    assert stored_rows(tmp_path / "again/128-v1").tolist() == stored_rows(tmp_path / "out/128-v1").tolist()
+    from transformers import AutoTokenizer
+
+    messages = next(iter(chats.values()))[0]["messages"]
+    text = AutoTokenizer.from_pretrained(tmp_path / "out/128-v1").apply_chat_template(messages, tokenize=False)
+    assert text == ChatTemplate(CHATML).render(messages)[0]
+    pairs = write_lines(tmp_path / "pairs.jsonl", [{"prompt": "a", "response": "b"}])
+    make([pairs], tokenizer, tmp_path / "out", chat_template="plain", overwrite=True)
+    assert not (tmp_path / "out/128-v1/tokenizer_config.json").exists()
 
 
 def test_document_masks_part_the_conversations_of_a_row(tmp_path: Path, chats: dict[Path, Chats], tokenizer: Path) -> None:

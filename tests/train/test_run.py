@@ -257,7 +257,7 @@ def test_an_id_beyond_the_vocabulary_names_shard_and_member(bench: Any, main_her
     """compat.md 6 (10)."""
     config = json.loads((bench.folder / "tiny.json").read_text())
     (bench.folder / "small.json").write_text(json.dumps({**config, "vocab_size": 60}))
-    assert main_here("a", "--model", str(bench.folder / "small.json")) == 1
+    assert main_here("a", "--model", str(bench.folder / "small.json")) == 2
     error = capsys.readouterr().err
     assert "shard-000000" in error
     assert ".npy" in error

@@ -17,10 +17,10 @@ from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
-from open_lm.tokenizer import Tokenizer, load_tokenizer
+from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer, load_tokenizer
 from open_lm.tokens import shuffle, stats
 from open_lm.tokens.claim import claim
-from open_lm.tokens.destination import STATS, TOKENIZER, Destination, destination
+from open_lm.tokens.destination import STATS, Destination, destination
 from open_lm.tokens.gather import Shard, ShardWork
 from open_lm.tokens.instruct.options import InstructOptions, validate
 from open_lm.tokens.instruct.packing import WINDOW_TOKENS
@@ -261,13 +261,16 @@ def _of_conversations(found: InstructCounts, counts: Counts, long: str) -> dict[
 
 
 def _finish(job: _Job, shards: Sequence[Shard], summary: Summary, found: InstructCounts) -> None:
-    """Manifests, the list of input files, the tokenizer, and last the statistics."""
+    """Manifests, the list of input files, the tokenizer with its chat template, and last the statistics."""
     places, consumers, tokenizer, work = job.places, job.options.output.num_consumers, job.tokenizer, job.work
     for consumer in range(min(consumers, len(shards))):
         lines = "".join(shard.entry.to_json() + "\n" for shard in shards[consumer::consumers])
         places.put(f"{consumer}/{MANIFEST}", lines.encode())
     places.put(f"{provenance.FOLDER}/{provenance.FILES}", provenance.files_to_bytes((f.path, f.size, f.stamp) for f in job.files))
     places.put(TOKENIZER, tokenizer.json_text.encode())
+    tokenizer.chat_template, tokenizer.special = (work.template.text, work.template.special) if work.template else (None, {})
+    if tokenizer.config_json:
+        places.put(TOKENIZER_CONFIG, tokenizer.config_json.encode())
     more = {
         "seq_len": job.options.output.seq_len,
         "format": "npy",
@@ -275,14 +278,7 @@ def _finish(job: _Job, shards: Sequence[Shard], summary: Summary, found: Instruc
         "conversations": summary.conversations,
         "chat_template": None if work.template is None else asdict(work.template),
         "loss_on": work.loss_on,
-        "tokenizer": {
-            "name": tokenizer.name,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "eot_token": tokenizer.eot_token,
-            "eot_id": tokenizer.eot_id,
-            "engine": encoder_for(work.encoder).engine,
-        },
+        "tokenizer": {**tokenizer.identity, "engine": encoder_for(work.encoder).engine},
         "document_lengths": found.lengths.to_json(),
         "documents_of_sequences": found.documents_of_sequences.to_json(),
         "refusals": found.refusals[:_LISTED_REFUSALS],
