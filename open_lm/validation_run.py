@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,9 @@ from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.params import LogParams, ModelParams, Params, Problems
-from open_lm.params.training import ArchitectureParams
-from open_lm.scoring import check_same, find_tasks, tasks_config, validation_config
+from open_lm.scoring import ARCHITECTURE, as_built, check_same, find_tasks, tasks_config, validation_config
 from open_lm.train.parallel import World, from_all, parallelize
-from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, start_logging, write_params
+from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, start_logging, write_config, write_params
 from open_lm.train.sinks import Sink, make_sinks
 
 _NO_STEP = 1 << 40
@@ -78,6 +77,7 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
     problems.found = from_all(problems.found)
     problems.raise_any()
     assert opened
+    params = as_built(params, opened.config)
     lock = problems.attempt(claim_run_folder, folder, params.log, own, world)
     problems.raise_any()
     with lock or nullcontext(), ExitStack() as stack:
@@ -86,7 +86,9 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
         for warning in (*warnings, *more, *(opened.tasks.notices if opened.tasks else ())):
             logging.warning(warning)
         if world.is_first and not own:
-            write_params(folder, {**params.flat(), "name": folder.name, "world_size": world.size, "checkpoint": opened.path})
+            about = {"name": folder.name, "world_size": world.size, "checkpoint": opened.path}
+            write_params(folder, {**params.flat(), **opened.config.to_dict(), **about})
+            write_config(folder, params, opened.config.to_dict())
         sinks = make_sinks(log, folder, params.flat(), _NO_STEP if own else 0) if world.is_first else []
         for sink in sinks:
             stack.callback(sink.close)
@@ -166,8 +168,7 @@ def _step_of(state: str) -> int:
 
 def _config(params: ModelParams, given: frozenset[str], file: WeightsFile, path: str) -> ModelConfig:
     """The one that the weights carry, with which all that is given has to agree; without one, that of --model."""
-    names = asdict(ArchitectureParams()).keys() - {"attn_name"}
-    flags = {name: getattr(params, name) for name in sorted(names & given)}
+    flags = {name: getattr(params, name) for name in ARCHITECTURE if name in given}
     return choose_config(file, path, params.model if "model" in given else None, flags)
 
 

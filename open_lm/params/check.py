@@ -243,7 +243,7 @@ def _out_of_range(v: dict[str, object]) -> Iterator[str]:
         if v[name] is not None and v[name] < 1:  # type: ignore[operator]
             yield f"--{name.replace('_', '-')} {v[name]}: give 1 or more"
     for name in _AT_LEAST_ZERO:
-        if v[name] < 0:  # type: ignore[operator]
+        if isinstance(v[name], (int, float)) and v[name] < 0:  # type: ignore[operator]
             yield f"--{name.replace('_', '-')} {v[name]}: give 0 or more"
     for name in ("lr", "eps"):
         if v[name] <= 0:  # type: ignore[operator]

@@ -13,6 +13,8 @@ import difflib
 import functools
 import inspect
 import math
+import operator
+import re
 import sys
 import textwrap
 import types
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+Steps = int | str
+"""A number of steps, or a share of the run's as text: `2%`."""
 
 
 class UserError(ValueError):
@@ -54,9 +58,13 @@ class Problems:
             raise UserError(self.found)
 
 
-def flag(default: Any, *aliases: str) -> Any:
-    """A dataclass field with further flag names, e.g. `flag(None, "--train-num-tokens")`."""
-    return dataclasses.field(default=default, metadata={"aliases": aliases})
+def flag(default: Any, *aliases: str, mapping: bool = False) -> Any:
+    """A dataclass field with further flag names, e.g. `flag(None, "--train-num-tokens")`.
+
+    Args:
+        mapping: a file may give `name: value` pairs in the place of text; the field then holds them as JSON.
+    """
+    return dataclasses.field(default=default, metadata={"aliases": aliases, "mapping": mapping})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Option:
     default: Any
     help: str
     aliases: tuple[str, ...]
+    mapping: bool = False
 
     @property
     def flag(self) -> str:
@@ -117,6 +126,7 @@ def options_of(topics: tuple[type, ...]) -> dict[str, Option]:
                 field.default,
                 docs.get(field.name, ""),
                 field.metadata.get("aliases", ()),
+                field.metadata.get("mapping", False),
             )
     return options
 
@@ -124,7 +134,7 @@ def options_of(topics: tuple[type, ...]) -> dict[str, Option]:
 def _without_none(kind: Any) -> tuple[Any, bool]:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         rest = [k for k in typing.get_args(kind) if k is not type(None)]
-        return rest[0], True
+        return functools.reduce(operator.or_, rest), len(rest) < len(typing.get_args(kind))
     return kind, False
 
 
@@ -139,6 +149,8 @@ def convert(option: Option, value: Any) -> Any:
         item = typing.get_args(kind)[0]
         values = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert_one(option, item, v) for v in values)
+    if option.mapping and isinstance(value, dict):
+        return json.dumps(value)
     if isinstance(value, (list, tuple, dict)):
         raise ValueError(f"{option.flag} {value!r}: takes one value, not a list")
     return _convert_one(option, kind, value)
@@ -160,6 +172,11 @@ def _convert_one(option: Option, kind: Any, value: Any) -> Any:
         raise ValueError(f"{option.flag} {value}: give true or false")
     if kind is str:
         return str(value)
+    steps = kind == Steps
+    if steps:
+        if re.fullmatch(r"(\d+(\.\d*)?|\.\d+)%", str(value)) and float(str(value)[:-1]) <= 100:
+            return str(value)
+        kind = int
     try:
         number = float(value)
         if isinstance(value, bool) or not math.isfinite(number):
@@ -170,7 +187,7 @@ def _convert_one(option: Option, kind: Any, value: Any) -> Any:
             raise ValueError
         return int(str(value)) if str(value).lstrip("+-").isdigit() else int(number)
     except (TypeError, ValueError):
-        what = "a whole number" if kind is int else "a number"
+        what = ("a whole number" if kind is int else "a number") + (", or a share from 0% to 100%" if steps else "")
         raise ValueError(f"{option.flag} {value}: give {what}") from None
 
 
@@ -195,7 +212,7 @@ def build_parser(topics: tuple[type, ...], **about: Any) -> argparse.ArgumentPar
             item = typing.get_args(kind)[0] if option.is_list else kind
             choices = typing.get_args(item) if typing.get_origin(item) is Literal else ()
             default = "none" if option.default in (None, ()) else option.default
-            metavar = "{" + ",".join(choices) + "}" if choices else getattr(item, "__name__", "value").upper()
+            metavar = "{" + ",".join(choices) + "}" if choices else "STEPS" if item == Steps else item.__name__.upper()
             add = {"metavar": metavar, "help": f"{text} (default: {default})"}
             if option.is_list:
                 add |= {"nargs": "+", "action": "extend"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from open_lm.params.fields import flag
+from open_lm.params.fields import Steps, flag
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class ArchitectureParams:
 class ModelParams(ArchitectureParams):
     """model"""
 
-    model: str = flag("open_lm_11m", "--model-config")
-    """A named size (open_lm_11m ... open_lm_7b) or the path of a model.json, whose keys are stronger than the flags above."""
+    model: str = flag("open_lm_11m", "--model-config", mapping=True)
+    """A named size (open_lm_11m ... open_lm_7b) or the path of a model.json, whose keys are stronger than the flags above. A --config file
+    may hold its keys in the place of the path."""
     pretrained: str | None = None
     """Checkpoint whose weights a new run starts from: a .pt file, a step_<n> folder or a run folder, local or behind a URL."""
     load_pretrained_state: bool = False
@@ -67,8 +68,9 @@ class OptimizerParams:
     """Weight decay, decoupled."""
     wd_on: Literal["matrices", "all"] = "matrices"
     """Parameters that decay: those of two or more dimensions, or all (as OpenLM does)."""
-    warmup: int = 10_000
-    """Steps of linear warm-up."""
+    warmup: Steps | None = None
+    """Steps of linear warm-up, or a share of the run such as 2%. Default: a resumed run keeps its own; else 10000 steps or 2% of the run,
+    whichever is less."""
     lr_scheduler: Literal["cosine", "const", "const-cooldown"] = "cosine"
     """Schedule after the warm-up."""
     lr_cooldown_end: float = 0.0

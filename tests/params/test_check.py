@@ -40,7 +40,7 @@ def test_every_option_says_what_it_does() -> None:
 def test_the_defaults_are_the_documented_ones() -> None:
     params, warnings = parse_params(["--train-data", "x.tar"])
     values = params.flat()
-    expected = {"lr": 5e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "wd": 0.2, "warmup": 10_000, "epochs": 32, "seed": 0, "accum_freq": 1}
+    expected = {"lr": 5e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "wd": 0.2, "warmup": None, "epochs": 32, "seed": 0, "accum_freq": 1}
     assert {name: values[name] for name in expected} == expected
     assert values["precision"] == "amp_bfloat16"
     assert values["data_tolerate_error_p"] == 0
@@ -77,6 +77,7 @@ def test_a_choice_that_is_not_built_stops_with_one_line(name: str, value: str) -
         ("--grad-clip-norm 0", "--grad-clip-norm 0.0"),
         ("--beta2 1", "--beta2 1.0"),
         ("--workers -1", "--workers -1: give 0 or more"),
+        ("--warmup -1", "--warmup -1: give 0 or more"),
         ("--squash-mask-left", "--squash-mask-left: needs --target-mask-left"),
         ("--target-mask-left 3 --target-mask-individual 3", "--target-mask-left and --target-mask-individual 3: give two ids"),
         ("--val-max-pop-ci 9", "--val-max-pop-ci 9: only with --val-seq-ci or --val-tok-ci"),

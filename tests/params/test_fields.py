@@ -192,6 +192,7 @@ def test_a_wrong_value_is_one_line_with_flag_value_and_remedy(arguments: tuple[s
         ("lr: [1, 2]", "--lr [1, 2]: takes one value, not a list"),
         ("tied: 3", "--tied 3: give true or false"),
         ("warmup: true", "--warmup True: give a whole number"),
+        ("model: {width: 3}", "--model {'width': 3}: takes one value, not a list"),
         ("lr: null", "--lr: needs a value"),
         ("weights: {a: 1}", "--weights {'a': 1}: give a number"),
     ],
@@ -243,6 +244,17 @@ def test_every_flag_that_pytorch_made_moot_is_accepted_in_training() -> None:
     flags = ["--use-bn-sync", "--torchscript", "--trace", "--fsdp-checkpoint", "--use-bnb-linear", "--distill-model", "x"]
     _, warnings = parse_topics(TOPICS, flags, moot=MOOT)
     assert len(warnings) == 6
+
+
+@pytest.mark.parametrize("text", ["2.5%", "0%", "100%", "300", 300])
+def test_steps_may_be_a_share_of_the_run(text: str | int) -> None:
+    assert convert(options_of(TOPICS)["warmup"], text) == (300 if str(text) == "300" else text)
+
+
+@pytest.mark.parametrize("text", ["101%", "-1%", "%", "0.02", "2 percent"])
+def test_what_is_neither_steps_nor_a_share_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=f"--warmup {text}: give a whole number, or a share from 0% to 100%"):
+        convert(options_of(TOPICS)["warmup"], text)
 
 
 def test_docstrings_under_fields_are_the_help() -> None:

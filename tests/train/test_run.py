@@ -43,6 +43,48 @@ def test_a_run_learns_and_leaves_what_it_promises(bench: Any, main_here: Main) -
     assert (content["epoch"], content["step"], content["params"]["lr"]) == (3, 30, 0.01)
 
 
+def with_qk_norm(bench: Any) -> str:
+    """A model.json that says what no flag says."""
+    path = bench.folder / "normed.json"
+    path.write_text(json.dumps({**json.loads((bench.folder / "tiny.json").read_text()), "qk_norm": True}))
+    return str(path)
+
+
+def test_a_run_folder_tells_what_the_run_is_and_begins_it_again(bench: Any, main_here: Main) -> None:
+    from open_lm.main import main
+
+    model = with_qk_norm(bench)
+    assert main_here("a", "--model", model, "--epochs", "1", "--warmup", "25%", "--batch-size", "8", "--wd", "0.3", "--overwrite") == 0
+    folder = bench.folder / "logs/a"
+    told = yaml.safe_load((folder / "params.txt").read_text())
+    assert (told["qk_norm"], told["hidden_dim"], told["warmup"], told["global_batch_size"]) == (True, 32, 3, 8)
+    stored = torch.load(folder / "checkpoints/epoch_1.pt", weights_only=True)["params"]
+    assert (stored["qk_norm"], stored["warmup"]) == (True, 3)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["model"]["hidden_dim"], config["model"]["qk_norm"], config["warmup"]) == (32, True, 3)
+    assert "overwrite" not in config
+    Path(model).unlink()
+    assert main(["--config", str(folder / "config.yaml"), "--name", "b"]) == 0
+    a, b = bench.weights("a", 1), bench.weights("b", 1)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    again = yaml.safe_load((bench.folder / "logs/b/config.yaml").read_text())
+    assert again == {**config, "name": "b"}
+    assert main(["--config", str(folder / "config.yaml"), "--resume", "latest"]) == 0
+    assert "the run is finished" in bench.log("a")
+
+
+def test_a_resume_whose_model_file_is_gone_uses_the_runs_own(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    model = with_qk_norm(bench)
+    assert main_here("a", "--model", model, "--save-every-steps", "10") == 0
+    bench.copy_at("a", "b", 10)
+    Path(model).unlink()
+    assert main_here("b", "--model", model, "--resume", "latest") == 0
+    assert f"--model {model}: no such file; the run goes on with the model that it has" in bench.log("b")
+    assert bench.metrics("b") == bench.metrics("a")
+    assert main_here("c", "--model", model) == 2
+    assert f"--model {model}: no such file" in capsys.readouterr().err
+
+
 def test_load_model_gives_the_trained_model_from_file_and_folder(bench: Any, main_here: Main) -> None:
     assert main_here("a") == 0
     ids = torch.arange(20)[None] % 64
