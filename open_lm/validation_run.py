@@ -33,6 +33,7 @@ from open_lm.scoring import ARCHITECTURE, as_built, check_same, find_tasks, task
 from open_lm.train.parallel import World, from_all, parallelize
 from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, start_logging, write_config, write_params
 from open_lm.train.sinks import Sink, make_sinks
+from open_lm.train.start import check_there
 
 _NO_STEP = 1 << 40
 """A step that no run reaches: sinks of a run that exists drop nothing."""
@@ -134,6 +135,8 @@ def _weights(params: Params, folder: RunFolder) -> tuple[WeightsFile, str]:
         return file, "average of " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"])
     if resume == "latest":
         return _newest(folder, params.checkpoint.checkpoint_dir)
+    if resume:
+        check_there(resume, folder)
     flag, name = ("--resume", resume) if resume else ("--pretrained", params.model.pretrained)
     try:
         return open_weights(str(name))

@@ -114,6 +114,21 @@ def test_resume_takes_a_named_folder(bench: Any, main_here: Main) -> None:
     assert f"Resumed from {step}: step 4" in bench.log("b")
 
 
+def test_what_there_is_to_resume_is_told_where_there_is_no_such_thing(
+    bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from open_lm.main import main
+
+    assert main_here("a", "--epochs", "1", "--save-every-steps", "6") == 0
+    assert main_here("a", "--resume", "lastest") == 2
+    only_validated = ["--val-data", str(bench.folder / "shards/shard-0000000.tar"), "--logs-dir", str(bench.folder / "logs"), "--name", "a"]
+    assert main([*only_validated, "--resume", "lastest"]) == 2
+    told = f"--resume lastest: no such file or folder. Did you mean latest? {bench.folder}/logs/a/checkpoints holds step_10, step_6; "
+    assert capsys.readouterr().err.count(told) == 2
+    assert main_here("b", "--resume", "step_9") == 2
+    assert "logs/b has no checkpoint to resume" in capsys.readouterr().err
+
+
 def test_resume_latest_of_nothing_starts_from_the_beginning(bench: Any, main_here: Main) -> None:
     assert main_here("a", "--resume", "latest") == 0
     assert len(bench.metrics("a")) == 30
