@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO
 
 import torch
 
 from open_lm import __version__
-from open_lm.checkpoint.epoch_pair import place_in_data
+from open_lm.checkpoint.epoch_pair import is_pair, place_in_data
 from open_lm.checkpoint.find import Found
 from open_lm.checkpoint.load import carried_tokenizer, outline, tokenizer_of
 from open_lm.checkpoint.run_state import RunState
@@ -21,22 +23,24 @@ from open_lm.data.masks import Masks
 from open_lm.data.plans_file import about_plan
 from open_lm.data.source_names import source_names
 from open_lm.evaluation.open_tasks import OpenTasks
+from open_lm.evaluation.tasks_in_training import lost_scores
 from open_lm.model.attention import Kernel, get_kernel
-from open_lm.model.config import ModelConfig
+from open_lm.model.config import ModelConfig, model_config_from
 from open_lm.model.transformer import Transformer
-from open_lm.model.zoo import get_model_config
-from open_lm.params import Params, Problems
+from open_lm.model.zoo import NoSuchModelFile, get_model_config
+from open_lm.params import ModelParams, Params, Problems
 from open_lm.params.fields import counted
-from open_lm.scoring import check_same, check_tokens, find_tasks
+from open_lm.scoring import ARCHITECTURE, as_built, check_same, check_tokens, find_tasks, tasks_config
 from open_lm.tokenizer import TOKENIZER, Holder, about_holders, load_tokenizer, much_smaller
+from open_lm.train.averaging import averager_changes
 from open_lm.train.launcher import sign_lock, was_ours
 from open_lm.train.loop import Position
 from open_lm.train.parallel import World, from_all, from_first
 from open_lm.train.remote_folder import RemoteFolder
 from open_lm.train.remote_resume import check_copy, clear_copy
-from open_lm.train.resume import Lineage, as_restarted, check_rest, epochs_complete, resume_lineage, start_lineage
-from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, refuse_existing
-from open_lm.train.schedule import RunLength, global_batch_size, run_length
+from open_lm.train.resume import Lineage, as_restarted, changes, check_rest, epochs_complete, resume_lineage, start_lineage
+from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, keep_warnings, refuse_existing
+from open_lm.train.schedule import WARMUP, RunLength, global_batch_size, run_length, warmup_steps
 from open_lm.train.start import find_start
 from open_lm.train.throughput import device_name
 
@@ -67,8 +71,8 @@ class Job:
     """Of --eval-tasks."""
     holders: tuple[Holder, ...] = ()
     """What has ids, checkpoints included, and the tokenizers that are known to have made them."""
-    notes: tuple[str, ...] = ()
-    """What log and --dry-run warn of."""
+    warnings: tuple[str, ...] = ()
+    """Told by the run as soon as it has its log, and by --dry-run."""
 
     @property
     def start(self) -> Position:
@@ -82,6 +86,11 @@ class Job:
     def states(self) -> str:
         """Folder or URL of the run states."""
         return self.params.checkpoint.checkpoint_dir or str(self.folder.checkpoints)
+
+    @property
+    def averagers_before(self) -> str | None:
+        """--averagers of the state that the run goes on from; a pair of `epoch_N.pt` and `optimizer_N.pt` holds none."""
+        return self.resumed[1].params.get("averagers") if self.resumed and not is_pair(self.resumed[0]) else None
 
     @property
     def lost_before(self) -> int:
@@ -120,7 +129,19 @@ class Job:
 
 
 def prepare(params: Params, world: World, claim: bool = True) -> Job:
-    """Check options, files and folder, open the data and `claim` the folder. Raises UserError with every problem found."""
+    """Check options, files and folder, open the data and `claim` the folder. Raises UserError with every problem found.
+
+    What is logged as a warning on the way is kept in `Job.warnings`.
+    """
+    with keep_warnings() as kept:
+        job = _prepare(params, world, claim)
+        job = replace(job, params=as_it_acts(job))
+        for words in _warnings(job):
+            logging.warning(words)
+    return replace(job, warnings=tuple(kept))
+
+
+def _prepare(params: Params, world: World, claim: bool) -> Job:
     problems = Problems()
     folder = choose_run_folder(params)
     if from_first(world.is_first and was_ours(folder.path)):
@@ -130,11 +151,12 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     early = claim and resuming and from_first(folder.path.is_dir())  # before its states are looked at: who wrote there may still do so
     lock = problems.attempt(claim_run_folder, folder, params.log, resuming, world) if early else None
     resumed, restored = problems.attempt(find_start, params, folder, world, remote, claim and not problems.found) or (None, None)
-    flags = {name: getattr(params.model, name) for name in ("model_norm", "ffn_type", "qk_norm", "positional_embedding_type")}
-    config = problems.attempt(get_model_config, params.model.model, flags)
+    config = problems.attempt(find_config, params.model, resumed[1] if resumed else None)
     if remote and world.is_first and params.checkpoint.resume is None:
         problems.attempt(check_copy, remote, params.log.overwrite)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
+    if params.parallel.fsdp_cpu_offload and world.device.type != "cpu":
+        problems.found.append("--fsdp-cpu-offload: not built yet for GPUs; leave it out")
     looked = problems.attempt(carried_tokenizers, params, folder, config, kernel, resumed, restored) if world.is_first else None
     carried: list[Holder] = from_first(looked) or []
     batch = problems.attempt(global_batch_size, params.batch, world.size)
@@ -174,9 +196,10 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
     if lock:
         sign_lock(lock)
     assert config and kernel and data and masks and length and lineage and validation is not None
-    notes = [*lineage.notes, *notes, *vocabulary_note(params, config, data, new=restored is None)]
+    for note in (*notes, *vocabulary_note(params, config, data, new=restored is None)):
+        logging.warning(note)
     opened = (params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote, tasks)
-    return Job(*opened, tuple(holders), tuple(notes))
+    return Job(*opened, tuple(holders))
 
 
 def _raise_any(problems: Problems, lock: IO[str] | None) -> None:
@@ -185,6 +208,43 @@ def _raise_any(problems: Problems, lock: IO[str] | None) -> None:
     if problems.found and lock:
         lock.close()
     problems.raise_any()
+
+
+def find_config(params: ModelParams, state: RunState | None) -> ModelConfig:
+    """The model that --model means; where its file is gone, the one of the run that goes on. Raises ValueError as `get_model_config`."""
+    try:
+        return get_model_config(params.model, {name: getattr(params, name) for name in ARCHITECTURE})
+    except NoSuchModelFile:
+        if state is None or not state.model_config:
+            raise
+        logging.warning(f"--model {params.model}: no such file; the run goes on with the model that it has")
+        return model_config_from(state.model_config, "of the run")
+
+
+def as_it_acts(job: Job) -> Params:
+    """The options with what the model's configuration says, and the warm-up in steps."""
+    before = job.resumed[1].params.get("warmup", WARMUP) if job.resumed else None
+    steps = warmup_steps(job.params.optimizer.warmup, job.length, before)
+    return as_built(replace(job.params, optimizer=replace(job.params.optimizer, warmup=steps)), job.config)
+
+
+def _warnings(job: Job) -> Iterator[str]:
+    """What is said about a run that is right."""
+    params, length = job.params, job.length
+    yield from job.lineage.notes
+    if job.resumed and (words := changes(job.resumed[1], params, length)):
+        yield words
+    yield from averager_changes(job.averagers_before, params.averaging.averagers, job.start.step) if job.resumed else ()
+    warm = warmup_steps(params.optimizer.warmup, length)
+    if warm > 1 and warm >= length.schedule_end(length.epochs) and not params.optimizer.skip_scheduler:
+        yield f"--warmup {warm}: the run has {length.total_steps} steps and never leaves its warm-up"
+    if job.world.device.type == "cpu" and params.parallel.precision != "fp32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        yield f"--precision {params.parallel.precision}: this processor has no bf16 arithmetic; --precision fp32 is several times faster"
+    if params.parallel.fsdp_cpu_offload and job.world.device.type == "cpu":
+        yield "--fsdp-cpu-offload has no effect: there is no accelerator to offload from"
+    config = tasks_config(params, job.world)
+    if job.tasks and job.world.is_first and (words := lost_scores(job.folder.checkpoints, config, job.start.epoch)):
+        yield words
 
 
 def carried_tokenizers(

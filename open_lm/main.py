@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if params.ending.dry_run:
             if rank == 0:
-                dry_run(params, alone(params.parallel))
+                dry_run(params, alone(params.parallel), warnings)
             return 0
         with join_world(params.parallel) as world:
             if validates_only(params.flat()):

@@ -25,10 +25,11 @@ from open_lm.data.batch import Batch
 from open_lm.data.loader import Loader
 from open_lm.data.plans_file import write_plans
 from open_lm.evaluation.in_training import Beside, InTraining
-from open_lm.evaluation.tasks_in_training import TasksInTraining, lost_scores
+from open_lm.evaluation.tasks_in_training import TasksInTraining
 from open_lm.job import Job, prepare
 from open_lm.model.flops import flops_per_token, matmul_parameters
 from open_lm.model.transformer import Transformer, count_parameters
+from open_lm.model.zoo import model_name
 from open_lm.params import Params
 from open_lm.params.averagers import parse_averagers
 from open_lm.params.ending import seconds_of
@@ -48,8 +49,7 @@ from open_lm.train.optimizer import make_optimizer
 from open_lm.train.outliers import Outliers
 from open_lm.train.parallel import World, autocast_dtype, from_first, parallelize
 from open_lm.train.remote_sync import copied
-from open_lm.train.resume import learning_rate_note
-from open_lm.train.run_folder import copy_code, start_logging, write_params, write_tokenizer
+from open_lm.train.run_folder import copy_code, start_logging, write_config, write_params, write_tokenizer
 from open_lm.train.run_states import RunStates
 from open_lm.train.saving import SavePlan, Weights
 from open_lm.train.schedule import make_schedule
@@ -101,14 +101,12 @@ def begin(job: Job, guard: Guard, guarded: ExitStack, meeting: Meeting, warnings
         guarded: closed when all that follows training is written; the guard is entered there.
     """
     params, world = job.params, job.world
-    for warning in (*warnings, *job.notes):
+    for warning in (*warnings, *job.warnings):
         logging.warning(warning)
     if job.start.step >= job.length.total_steps:
         logging.info(
             f"{job.folder.path}: the run is finished ({counted(job.start.step, 'step')}); nothing to do. Give more --epochs to go on"
         )
-        if job.tasks and world.is_first and (words := lost_scores(job.folder.checkpoints, tasks_config(params, world), job.start.epoch)):
-            logging.warning(words)
         return 0
     before: int | None = from_first(farewell.ended_under_this_launcher(job.folder) if world.is_first else None)
     if before is not None:
@@ -123,16 +121,19 @@ def begin(job: Job, guard: Guard, guarded: ExitStack, meeting: Meeting, warnings
         return train_job(job, trained, guard, failure, meeting)
 
 
-def dry_run(params: Params, world: World) -> None:
+def dry_run(params: Params, world: World, warnings: Sequence[str] = ()) -> None:
     """Print what a run would be, and write nothing. Raises UserError with every problem found."""
     job = prepare(params, world, claim=False)
+    params = job.params
     with torch.device("meta"):
         parameters = count_parameters(Transformer(job.config, job.kernel))
     plan = SavePlan.of(params.checkpoint, params.batch.epochs)
     schedule = make_schedule(params.optimizer, job.length)
     pure_bf16 = params.parallel.precision == "bf16" or params.parallel.fsdp_pure_bf16
     size = forecast.Size(parameters, job.config.seq_len, pure_bf16, len(parse_averagers(params.averaging.averagers)))
-    for line in (*job.notes, *job.lines(), *forecast.lines(job.length, plan, schedule, job.start, size)):
+    for warning in (*warnings, *job.warnings):
+        print(f"warning: {warning}")
+    for line in (*job.lines(), *forecast.lines(job.length, plan, schedule, job.start, size)):
         print(line)
 
 
@@ -141,6 +142,7 @@ def describe_run(job: Job) -> None:
     params, world, length = job.params, job.world, job.length
     resolved = {
         **params.flat(),
+        **job.config.to_dict(),
         "name": job.folder.name,
         "log_path": job.folder.path / "out.log",
         "checkpoint_path": job.folder.checkpoints,
@@ -151,11 +153,11 @@ def describe_run(job: Job) -> None:
         "global_batch_size": length.global_batch_size,
         "per_gpu_batch_size": length.global_batch_size // world.size,
         "data_streams": job.data.streams,
-        "seq_len": job.config.seq_len,
-        "vocab_size": job.config.vocab_size,
         "total_steps": length.total_steps,
     }
     write_params(job.folder, resolved)
+    known = {"batch_size": None, "global_batch_size": length.global_batch_size, "data_streams": job.data.streams}
+    write_config(job.folder, params, job.config.to_dict(), **known)
     write_plans(job.folder.path, job.lineage.plans, job.lineage.batches, length.total_steps)
     if job.data.tokenizer:
         write_tokenizer(job.folder, job.data.tokenizer)
@@ -166,14 +168,6 @@ def describe_run(job: Job) -> None:
     logging.info(f"Options that differ from the defaults ({job.folder.path / 'params.txt'} has all):")
     for name, value in params.changed().items():
         logging.info(f"  {name}: {value}")
-    if world.device.type == "cpu" and params.parallel.precision != "fp32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        logging.warning(
-            f"--precision {params.parallel.precision}: this processor has no bf16 arithmetic; --precision fp32 is several times faster"
-        )
-    if params.optimizer.warmup >= length.schedule_end(length.epochs) and not params.optimizer.skip_scheduler:
-        logging.warning(
-            f"--warmup {params.optimizer.warmup}: the run has {counted(length.total_steps, 'step')} and never leaves its warm-up"
-        )
 
 
 def build(job: Job) -> Trained:
@@ -198,22 +192,18 @@ def restore(job: Job, trained: Trained) -> None:
     assert job.restored
     averages = trained.averages
     outliers = (trained.outliers if job.resumed else Outliers(device=job.world.device)).tensors()  # a new run has its own measure
-    before = job.resumed[1].params.get("averagers") if job.resumed else None
+    before = job.averagers_before
     if is_pair(job.restored):
-        before = None  # such files hold no averages
         load_pair(job.restored, trained.model, trained.optimizer)
     else:
         extra = {**averages.tensors(averages.saved(before)), **outliers}
         load_tensors(job.restored, state_tensors(trained.model, trained.optimizer, extra), optional=outliers)
-    averages.restart_unless(before, job.start.step)
+    averages.restart_unless(before)
     if not job.resumed:
         logging.info(f"Model and optimizer from {job.restored}; step, schedule and data begin anew")
         return
     state = job.resumed[1]
     logging.info(f"Resumed from {job.restored}: step {state.step}, {state.sequences} sequences, {state.tokens} tokens")
-    note = learning_rate_note(state, job.params.optimizer, job.length)
-    if note:
-        logging.warning(note)
 
 
 def start_weights(model: Transformer, job: Job) -> None:
@@ -235,7 +225,7 @@ def start_weights(model: Transformer, job: Job) -> None:
 def describe_model(job: Job, parameters: int) -> None:
     """Log lines: size, arithmetic, and the peak that `mfu` is measured against."""
     used = throughput(job, parameters)
-    logging.info(f"Model {job.params.model.model}: {parameters:,} parameters")
+    logging.info(f"Model {model_name(job.params.model.model)}: {parameters:,} parameters")
     logging.info(
         f"Of them {matmul_parameters(job.config, parameters):,} without the input embedding (N); "
         f"{used.flops_per_token:,} FLOPs per token (6 N + 12 L A S, forward and backward)"
@@ -330,7 +320,7 @@ def make_callbacks(job: Job, trained: Trained, step: Step, states: RunStates, lo
     used = throughput(job, count_parameters(model))
     log = MetricsLog(sinks, params.log.log_every_n_steps, job.length, used, loader, job.start, job.source_names, keep.metrics)
     in_model, about = averages.in_model_by_name, about_weights(job)
-    name, start = params.model.model, job.start.step
+    name, start = model_name(params.model.model), job.start.step
     config = validation_config(params, world, job.length.global_batch_size)
     validation = InTraining(model, job.validation, config, folder, name, log.validated, in_model, start, beside=beside)
     callbacks: list[Callback] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 
 from open_lm.data.dataset import ValidationSet, check_ids
 from open_lm.data.sources import ShardSource
@@ -13,8 +14,17 @@ from open_lm.evaluation.precision import Precision
 from open_lm.evaluation.tasks_in_training import TasksConfig
 from open_lm.model.config import ModelConfig
 from open_lm.params import Params, Problems
+from open_lm.params.training import ArchitectureParams
 from open_lm.tokenizer import Holder, Tokenizer, check_match
 from open_lm.train.parallel import World, autocast_dtype, from_all
+
+ARCHITECTURE = tuple(field.name for field in fields(ArchitectureParams) if field.name != "attn_name")
+"""Options that say what a model.json leaves out."""
+
+
+def as_built(params: Params, config: ModelConfig) -> Params:
+    """The options with what the model's configuration says in their place."""
+    return replace(params, model=replace(params.model, **{name: getattr(config, name) for name in ARCHITECTURE}))
 
 
 def find_tasks(params: Params, carried: Tokenizer | None, config: ModelConfig) -> OpenTasks | None:

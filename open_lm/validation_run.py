@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,12 +30,12 @@ from open_lm.model.config import ModelConfig
 from open_lm.model.transformer import Transformer
 from open_lm.params import LogParams, ModelParams, Params, Problems
 from open_lm.params.fields import counted
-from open_lm.params.training import ArchitectureParams
-from open_lm.scoring import check_same, check_tokens, find_tasks, tasks_config, validation_config
+from open_lm.scoring import ARCHITECTURE, as_built, check_same, check_tokens, find_tasks, tasks_config, validation_config
 from open_lm.tokenizer import Holder, about_holders
 from open_lm.train.parallel import World, from_all, parallelize
-from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, start_logging, write_params
+from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, start_logging, write_config, write_params
 from open_lm.train.sinks import Sink, make_sinks
+from open_lm.train.start import check_there
 
 _NO_STEP = 1 << 40
 """A step that no run reaches: sinks of a run that exists drop nothing."""
@@ -82,6 +82,7 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
     problems.found = from_all(problems.found)
     problems.raise_any()
     assert opened
+    params = as_built(params, opened.config)
     lock = problems.attempt(claim_run_folder, folder, params.log, own, world)
     problems.raise_any()
     with lock or nullcontext(), ExitStack() as stack:
@@ -92,7 +93,9 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
         for line in about_holders(opened.holders):
             logging.info(line)
         if world.is_first and not own:
-            write_params(folder, {**params.flat(), "name": folder.name, "world_size": world.size, "checkpoint": opened.path})
+            about = {"name": folder.name, "world_size": world.size, "checkpoint": opened.path}
+            write_params(folder, {**params.flat(), **opened.config.to_dict(), **about})
+            write_config(folder, params, opened.config.to_dict())
         sinks = make_sinks(log, folder, params.flat(), _NO_STEP if own else 0) if world.is_first else []
         for sink in sinks:
             stack.callback(sink.close)
@@ -143,6 +146,8 @@ def _weights(params: Params, folder: RunFolder) -> tuple[WeightsFile, str]:
         return file, "average of " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"])
     if resume == "latest":
         return _newest(folder, params.checkpoint.checkpoint_dir)
+    if resume:
+        check_there(resume, folder)
     flag, name = ("--resume", resume) if resume else ("--pretrained", params.model.pretrained)
     try:
         return open_weights(str(name))
@@ -177,8 +182,7 @@ def _step_of(state: str) -> int:
 
 def _config(params: ModelParams, given: frozenset[str], file: WeightsFile, path: str) -> ModelConfig:
     """The one that the weights carry, with which all that is given has to agree; without one, that of --model."""
-    names = asdict(ArchitectureParams()).keys() - {"attn_name"}
-    flags = {name: getattr(params, name) for name in sorted(names & given)}
+    flags = {name: getattr(params, name) for name in ARCHITECTURE if name in given}
     return choose_config(file, path, params.model if "model" in given else None, flags)
 
 

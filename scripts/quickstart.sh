@@ -95,8 +95,9 @@ cat <<EOF
 
 The report: $out/report.html
 
-What you would type next (from $root, after: source .venv/bin/activate):
+What you would type next (from $root, after: source .venv/bin/activate), with your own text in my_data/:
   python scripts/generate.py --checkpoint $checkpoint --prompt "def read(path):"
-  python datapreprocess/make_2048.py --input-files my_data/*.jsonl.zst --output-dir preproc_data --tokenizer $out/tokenizer.json
-  torchrun --nproc-per-node $processes -m open_lm.main --model open_lm_11m --train-data "preproc_data/2048-v1/0/*.tar" --name my_run --epochs 1
+  python datapreprocess/make_2048.py --input-files my_data/*.jsonl.zst --output-dir preproc_data --seq-len 256 --tokenizer $out/tokenizer.json
+  torchrun --standalone --nproc-per-node $processes -m open_lm.main --model $out/model.json --train-data "preproc_data/256-v1/0/*.tar" \\
+    --epochs 1 --global-batch-size 16 --lr 4e-3 --precision fp32 --log-every-n-steps 5 --name my_run
 EOF

@@ -26,8 +26,8 @@ from open_lm.evaluation.result import Result
 from open_lm.evaluation.table import Results, markdown_table, read_results
 from open_lm.evaluation.table_files import check_ending, write_table
 from open_lm.evaluation.tasks import TaskFile, read_task_file
-from open_lm.params.check import ABSENT, unbuilt_choice
-from open_lm.params.fields import Problems, UserError, counted, given_options, parse_topics
+from open_lm.params.check import ABSENT
+from open_lm.params.fields import Problems, UserError, counted, given_options, options_of, parse_topics
 from open_lm.params.training import ArchitectureParams
 from open_lm.progress import Progress, say
 from open_lm.tokenizer import load_tokenizer
@@ -141,7 +141,7 @@ def parse_eval(argv: Sequence[str] | None) -> tuple[EvalParams, ArchitectureFlag
         if name in given and backend not in meant
     ]
     flags = {name: value for name, value in asdict(values[ArchitectureParams]).items() if name in given}
-    problems += [problem for name, value in flags.items() for problem in unbuilt_choice(name, value)]
+    problems += [problem for name, value in flags.items() if (problem := options_of(TOPICS)[name].problem(value))]
     if params.rotary_old and flags.setdefault("positional_embedding_type", "head_rotary") != "head_rotary":
         problems.append(f"--rotary-old: is head_rotary; leave --positional-embedding-type {flags['positional_embedding_type']} out")
     if flags and not params.checkpoint:

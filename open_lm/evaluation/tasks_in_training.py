@@ -103,7 +103,7 @@ class TasksInTraining:
 
         Args:
             tell: takes the accuracies by name, `<label>/<n>-shot`, and the step.
-            start: where the run goes on; what `eval_tasks.jsonl` has of later steps is removed, what it lacks of earlier epochs is told.
+            start: where the run goes on; what `eval_tasks.jsonl` has of later steps is removed.
             checkpoint: what the weights are from, where that is not the epoch_N.pt of the epoch.
             beside: the run around it.
         """
@@ -113,8 +113,6 @@ class TasksInTraining:
         self.step = InStep(self.beside.progress)
         if config.rank == 0 and start is not None:
             drop_after(self.path, start.step)
-            if (words := lost_scores(folder, config, start.epoch)) is not None:
-                logging.warning(words)
 
     def after_step(self, position: Place, result: Any) -> None:
         """Nothing: tasks are scored at epoch ends."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from open_lm.params.fields import UserError, nearest
+from open_lm.params.fields import UserError, nearest, suggestion
 
 Norm = Literal["default_layer_norm", "lp_layer_norm", "gain_only_lp_layer_norm", "gain_only_layer_norm", "no_wb_layer_norm", "rms_norm"]
 FeedForward = Literal["swiglu", "swiglu_torch", "gelu", "gemma_geglu"]
@@ -80,7 +80,7 @@ def model_config_from(values: Mapping[str, Any], name: str, defaults: Mapping[st
             if _ABSENT.get(key, value) != value:
                 problems.append(f"--model {name}: {key} {value}: mixture of experts is not part of this project")
         else:
-            problems.append(f"--model {name}: unknown key {key}.{nearest(key, known)}")
+            problems.append(f"--model {name}: unknown key {key}.{suggestion(key, known)}")
     problems += [f"--model {name}: needs the key {k}" for k in ("hidden_dim", "n_layers", "n_heads") if k not in given]
     hints = typing.get_type_hints(ModelConfig)
     problems += [p for key, value in given.items() if (p := _problem(name, key, value, hints[key]))]

@@ -42,24 +42,6 @@ ABSENT = {
 }
 """Flags of OpenLM that change the model in a way that isn't built."""
 
-_NOT_YET = {
-    "hf_model": "Hugging Face models are not trained yet; use --model",
-    "hf_seq_len": "Hugging Face models are not trained yet; use --model",
-    "hf_fsdp_block": "Hugging Face models are not trained yet; use --model",
-    "log_logit_mean": "the mean of the logits is not logged yet",
-    "fsdp_hybrid": "hybrid sharding is not built yet; use --fsdp",
-    "fsdp_hybrid_o2": "hybrid sharding is not built yet; use --fsdp",
-    "experimental_meta_device": "the model is always built on the CPU yet; leave the flag out",
-}
-"""Options that are known but whose feature is not built yet: any value but the default stops with this remedy."""
-
-_NOT_YET_CHOICES: dict[tuple[str, object], str] = {
-    ("precision", "amp"): "fp16 with a loss scaler is not built yet; use amp_bfloat16",
-    ("precision", "fp16"): "fp16 is not built yet; use bf16 or amp_bfloat16",
-    ("attn_name", "custom_attn"): "not built; use auto",
-    ("attn_name", "xformers_attn_variable_length"): "not built yet; use xformers_attn or auto",
-}
-
 _AT_LEAST_ONE = (
     *("batch_size", "global_batch_size", "accum_freq", "epochs", "train_num_samples", "val_num_samples"),
     *("data_streams", "shuffle_window", "log_every_n_steps", "val_frequency", "global_val_batch_size"),
@@ -77,21 +59,10 @@ def find_problems(topics: dict[type, object]) -> Iterator[str]:
     """Every contradiction and every feature that is not built yet, one line each."""
     values = {name: getattr(topics[option.topic], name) for name, option in options_of(TOPICS).items()}
     for name, option in options_of(TOPICS).items():
-        if name in _NOT_YET and values[name] != option.default:
-            yield f"{option.flag} {_shown(values[name])}: {_NOT_YET[name]}"
-        yield from unbuilt_choice(name, values[name])
+        if problem := option.problem(values[name]):
+            yield problem
     yield from _contradictions(values)
     yield from _out_of_range(values)
-
-
-def unbuilt_choice(name: str, value: object) -> Iterator[str]:
-    """The problem with an option's value whose feature is not built yet, if it is one."""
-    if (name, value) in _NOT_YET_CHOICES:
-        yield f"--{name.replace('_', '-')} {value}: {_NOT_YET_CHOICES[name, value]}"
-
-
-def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _contradictions(v: dict[str, object]) -> Iterator[str]:
@@ -252,7 +223,7 @@ def _out_of_range(v: dict[str, object]) -> Iterator[str]:
         if v[name] is not None and v[name] < 1:  # type: ignore[operator]
             yield f"--{name.replace('_', '-')} {v[name]}: give 1 or more"
     for name in _AT_LEAST_ZERO:
-        if v[name] < 0:  # type: ignore[operator]
+        if isinstance(v[name], (int, float)) and v[name] < 0:  # type: ignore[operator]
             yield f"--{name.replace('_', '-')} {v[name]}: give 0 or more"
     for name in ("lr", "eps"):
         if v[name] <= 0:  # type: ignore[operator]

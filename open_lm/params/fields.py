@@ -1,7 +1,7 @@
 """One declaration per option: a dataclass field with a type, a default and a docstring.
 
 Owns the way from such dataclasses to command-line flags and back: flag names, abbreviations, conversion of text and YAML
-values to the field's type, and a report of every problem at once. Knows no option of any program.
+values to the field's type, and a report of every problem at once. Knows no option of any program; `elsewhere` has the names of others'.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import math
+import operator
+import re
 import sys
 import textwrap
 import types
@@ -21,7 +24,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from open_lm.params.elsewhere import meant, names_elsewhere
+
 T = TypeVar("T")
+Steps = int | str
+"""A number of steps, or a share of the run's as text: `2%`."""
 
 
 class UserError(ValueError):
@@ -59,9 +66,16 @@ class Problems:
             raise UserError(list(dict.fromkeys(self.found)))
 
 
-def flag(default: Any, *aliases: str) -> Any:
-    """A dataclass field with further flag names, e.g. `flag(None, "--train-num-tokens")`."""
-    return dataclasses.field(default=default, metadata={"aliases": aliases})
+def flag(default: Any, *aliases: str, mapping: bool = False, unbuilt: str | Mapping[str, str] = "", hidden: bool = False) -> Any:
+    """A dataclass field with further flag names, e.g. `flag(None, "--train-num-tokens")`.
+
+    Args:
+        mapping: a file may give `name: value` pairs in the place of text; the field then holds them as JSON.
+        unbuilt: what is said of any value but the default, whose feature isn't built yet, or of some choices; --help shows none of them.
+        hidden: --help doesn't show it.
+    """
+    about = {"aliases": aliases, "mapping": mapping, "unbuilt": unbuilt, "hidden": hidden or (isinstance(unbuilt, str) and bool(unbuilt))}
+    return dataclasses.field(default=default, metadata=about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +88,22 @@ class Option:
     default: Any
     help: str
     aliases: tuple[str, ...]
+    mapping: bool = False
+    unbuilt: str | Mapping[str, str] = ""
+    hidden: bool = False
+
+    def problem(self, value: Any) -> str | None:
+        """What is said of a value whose feature isn't built yet; None where it is."""
+        words = self.unbuilt if isinstance(self.unbuilt, str) else self.unbuilt.get(str(value))
+        return f"{self.flag} {value}: {words}" if words and value != self.default else None
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    def choices(self, kind: Any) -> tuple[str, ...]:
+        """Of a Literal, those that are built; none of another type."""
+        return tuple(c for c in typing.get_args(kind) if c not in self.unbuilt) if typing.get_origin(kind) is Literal else ()
 
     @property
     def is_list(self) -> bool:
@@ -122,6 +148,7 @@ def options_of(topics: tuple[type, ...]) -> dict[str, Option]:
                 field.default,
                 docs.get(field.name, ""),
                 field.metadata.get("aliases", ()),
+                *(field.metadata[name] for name in ("mapping", "unbuilt", "hidden") if field.metadata),
             )
     return options
 
@@ -129,7 +156,7 @@ def options_of(topics: tuple[type, ...]) -> dict[str, Option]:
 def _without_none(kind: Any) -> tuple[Any, bool]:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         rest = [k for k in typing.get_args(kind) if k is not type(None)]
-        return rest[0], True
+        return functools.reduce(operator.or_, rest), len(rest) < len(typing.get_args(kind))
     return kind, False
 
 
@@ -144,6 +171,8 @@ def convert(option: Option, value: Any) -> Any:
         item = typing.get_args(kind)[0]
         values = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert_one(option, item, v) for v in values)
+    if option.mapping and isinstance(value, dict):
+        return json.dumps(value)
     if isinstance(value, (list, tuple, dict)):
         raise ValueError(f"{option.flag} {value!r}: takes one value, not a list")
     return _convert_one(option, kind, value)
@@ -151,9 +180,9 @@ def convert(option: Option, value: Any) -> Any:
 
 def _convert_one(option: Option, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if str(value) in choices:
+        if str(value) in typing.get_args(kind):
             return str(value)
+        choices = option.choices(kind)
         near = difflib.get_close_matches(str(value), choices, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"{option.flag} {value}: {hint}choose one of {', '.join(choices)}")
@@ -165,6 +194,11 @@ def _convert_one(option: Option, kind: Any, value: Any) -> Any:
         raise ValueError(f"{option.flag} {value}: give true or false")
     if kind is str:
         return str(value)
+    steps = kind == Steps
+    if steps:
+        if re.fullmatch(r"(\d+(\.\d*)?|\.\d+)%", str(value)) and float(str(value)[:-1]) <= 100:
+            return str(value)
+        kind = int
     try:
         number = float(value)
         if isinstance(value, bool) or not math.isfinite(number):
@@ -175,7 +209,7 @@ def _convert_one(option: Option, kind: Any, value: Any) -> Any:
             raise ValueError
         return int(str(value)) if str(value).lstrip("+-").isdigit() else int(number)
     except (TypeError, ValueError):
-        what = "a whole number" if kind is int else "a number"
+        what = ("a whole number" if kind is int else "a number") + (", or a share from 0% to 100%" if steps else "")
         raise ValueError(f"{option.flag} {value}: give {what}") from None
 
 
@@ -192,26 +226,49 @@ def build_parser(topics: tuple[type, ...], **about: Any) -> argparse.ArgumentPar
         if option.topic not in groups:
             groups[option.topic] = parser.add_argument_group(inspect.cleandoc(option.topic.__doc__ or "").split("\n")[0])
         kind, _ = _without_none(option.kind)
-        text = option.help.replace("%", "%%")
+        text = argparse.SUPPRESS if option.hidden else f"{option.help} (default: {_shown(option.default)})".replace("%", "%%")
         names = (option.flag, *option.aliases)
         if kind is bool:
-            add: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "help": f"{text} (default: {option.default})"}
+            add: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "help": text}
         else:
             item = typing.get_args(kind)[0] if option.is_list else kind
-            choices = typing.get_args(item) if typing.get_origin(item) is Literal else ()
-            default = "none" if option.default in (None, ()) else option.default
-            metavar = "{" + ",".join(choices) + "}" if choices else getattr(item, "__name__", "value").upper()
-            add = {"metavar": metavar, "help": f"{text} (default: {default})"}
+            choices = option.choices(item)
+            metavar = "{" + ",".join(choices) + "}" if choices else "STEPS" if item == Steps else item.__name__.upper()
+            add = {"metavar": metavar, "help": text}
             if option.is_list:
                 add |= {"nargs": "+", "action": "extend"}
         groups[option.topic].add_argument(*names, dest=option.name, **add)
     return parser
 
 
+def _shown(default: Any) -> str:
+    return "none" if default in (None, ()) else str(default)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`did you mean X?` for an unknown name, or nothing when none is near."""
-    near = difflib.get_close_matches(name, list(names), 1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(names), 1)
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """What to type in the place of an unknown flag or key, of all that there are: by what other trainers call it, else by likeness."""
+    known, asked = {_plain(n): n for n in names}, _plain(name)
+
+    def likeness(other: str) -> float:
+        return max(difflib.SequenceMatcher(None, asked, part).ratio() for part in (other, other[: len(asked) + 1]))
+
+    if words := meant(asked, known):
+        return words
+    theirs = [one for one, ours in names_elsewhere().items() if any(n in known for n in ours)]
+    near = max((*known, *theirs), key=likeness)
+    if likeness(near) < 0.75:
+        return ""
+    return f" Did you mean {known[near]}?" if near in known else meant(near, known)
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
 
 
 def _read_config(path: str, texts: Collection[str]) -> Mapping[str, Any]:
@@ -233,12 +290,13 @@ def _named_in_file(path: str, options: Mapping[str, Option]) -> tuple[dict[str, 
     """A file's values by option name, and its unknown keys as problems."""
     by_name = {n[2:].replace("-", "_"): o.name for o in options.values() for n in (o.flag, *o.aliases)}
     texts = [name for name, option in by_name.items() if options[option].is_text]
+    shown = [name for name, option in by_name.items() if not options[option].hidden]
     values, problems = {}, []
     try:
         for key, value in _read_config(path, texts).items():
             name = by_name.get(str(key).replace("-", "_"))
             if name is None:
-                problems.append(f"--config {path}: unknown key {key}.{nearest(str(key), by_name) or ' See --help.'}")
+                problems.append(f"--config {path}: unknown key {key}.{suggestion(str(key), shown) or ' See --help.'}")
             else:
                 values[name] = value
     except ValueError as error:
@@ -302,7 +360,8 @@ def _gather(
         "--config", action="append", default=[], metavar="FILE", help="YAML or JSON file of options; later files and flags win"
     )
     given, unknown = parser.parse_known_args(argv)
-    warnings, problems = _sort_unknown(argv, unknown, moot, absent, [*parser._option_string_actions])
+    shown = [name for name, action in parser._option_string_actions.items() if action.help != argparse.SUPPRESS]
+    warnings, problems = _sort_unknown(argv, unknown, moot, absent, shown)
     raw: dict[str, Any] = {}
     for path in given.config:
         values, wrong = _named_in_file(path, options)
@@ -333,7 +392,7 @@ def _sort_unknown(
             if remedy is not None:
                 problems.append(f"{name}: {remedy}")
             elif instead is None:
-                problems.append(f"unknown flag {name}.{nearest(name, known) or ' See --help.'}")
+                problems.append(f"unknown flag {name}.{suggestion(name, known) or ' See --help.'}")
             else:
                 warnings.append(f"{name} has no effect: {instead}")
         value_at = place + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from open_lm.params.fields import flag
+from open_lm.params.fields import Steps, flag
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class ArchitectureParams:
     """Normalise queries and keys over all heads at once, before the split into heads."""
     positional_embedding_type: Literal["rotary", "head_rotary", "llama_rotary", "none"] = "rotary"
     """Position information. head_rotary is what the published 1B and 7B were trained with."""
-    attn_name: Literal["auto", "torch_attn", "xformers_attn", "xformers_attn_variable_length", "custom_attn"] = "auto"
+    attn_name: Literal["auto", "torch_attn", "xformers_attn", "xformers_attn_variable_length", "custom_attn"] = flag(
+        "auto", unbuilt={"custom_attn": "not built; use auto", "xformers_attn_variable_length": "not built yet; use xformers_attn or auto"}
+    )
     """Attention kernel: auto and torch_attn are PyTorch's scaled_dot_product_attention."""
 
 
@@ -35,17 +37,18 @@ class ArchitectureParams:
 class ModelParams(ArchitectureParams):
     """model"""
 
-    model: str = flag("open_lm_11m", "--model-config")
-    """A named size (open_lm_11m ... open_lm_7b) or the path of a model.json, whose keys are stronger than the flags above."""
+    model: str = flag("open_lm_11m", "--model-config", mapping=True)
+    """A named size (open_lm_11m ... open_lm_7b) or the path of a model.json, whose keys are stronger than the flags above. A --config file
+    may hold its keys in the place of the path."""
     pretrained: str | None = None
     """Checkpoint whose weights a new run starts from: a .pt file, a step_<n> folder or a run folder, local or behind a URL."""
     load_pretrained_state: bool = False
     """Go on from --pretrained in a new run: its optimizer, step and schedule too."""
-    hf_model: str | None = None
+    hf_model: str | None = flag(None, unbuilt="Hugging Face models are not trained yet; use --model")
     """Train a Hugging Face causal language model."""
-    hf_seq_len: int | None = None
+    hf_seq_len: int | None = flag(None, unbuilt="Hugging Face models are not trained yet; use --model")
     """Sequence length of --hf-model."""
-    hf_fsdp_block: str | None = None
+    hf_fsdp_block: str | None = flag(None, unbuilt="Hugging Face models are not trained yet; use --model")
     """Class of the blocks of --hf-model that FSDP shards."""
 
 
@@ -67,8 +70,9 @@ class OptimizerParams:
     """Weight decay, decoupled."""
     wd_on: Literal["matrices", "all"] = "matrices"
     """Parameters that decay: those of two or more dimensions, or all (as OpenLM does)."""
-    warmup: int = 10_000
-    """Steps of linear warm-up."""
+    warmup: Steps | None = None
+    """Steps of linear warm-up, or a share of the run such as 2%. Default: a resumed run keeps its own; else 10000 steps or 2% of the run,
+    whichever is less."""
     lr_scheduler: Literal["cosine", "const", "const-cooldown"] = "cosine"
     """Schedule after the warm-up."""
     lr_cooldown_end: float = 0.0
@@ -85,7 +89,7 @@ class OptimizerParams:
     """Clip the gradient to this global norm."""
     z_loss_coefficient: float = 0.0
     """Weight of the mean squared logsumexp of the logits in the loss."""
-    log_logit_mean: bool = False
+    log_logit_mean: bool = flag(False, unbuilt="the mean of the logits is not logged yet; leave the flag out")
     """Log the mean of the logits."""
 
 
@@ -108,8 +112,14 @@ class AveragingParams:
 class ParallelParams:
     """precision and parallelism"""
 
-    precision: Literal["amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "fp32"] = "amp_bfloat16"
-    """amp_*: fp32 weights and autocast; bf16, fp16, fp32: everything in that type."""
+    precision: Literal["amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "fp32"] = flag(
+        "amp_bfloat16",
+        unbuilt={
+            "amp": "fp16 with a loss scaler is not built yet; use amp_bfloat16",
+            "fp16": "fp16 is not built yet; use bf16 or amp_bfloat16",
+        },
+    )
+    """amp_*: fp32 weights and autocast; bf16, fp32: everything in that type."""
     deterministic: bool = False
     """The same command gives the same weights to the bit on a GPU too, also over a resume on the same number of processes; slower."""
     grad_checkpointing: bool = False
@@ -122,11 +132,11 @@ class ParallelParams:
     """With --fsdp: gather weights in bf16, keep fp32 shards and reduction."""
     fsdp_pure_bf16: bool = False
     """With --fsdp: the same as --precision bf16."""
-    fsdp_hybrid: bool = False
+    fsdp_hybrid: bool = flag(False, unbuilt="hybrid sharding is not built yet; use --fsdp")
     """Shard inside a node, replicate between nodes."""
-    fsdp_hybrid_o2: bool = False
+    fsdp_hybrid_o2: bool = flag(False, unbuilt="hybrid sharding is not built yet; use --fsdp")
     """As --fsdp-hybrid, with the gathered weights kept until the backward pass."""
-    fsdp_cpu_offload: bool = False
+    fsdp_cpu_offload: bool = flag(False, hidden=True)
     """With --fsdp: keep shards in host memory."""
     fsdp_use_orig_params: bool = False
     """Accepted; FSDP2 always keeps the original parameters."""
@@ -146,5 +156,5 @@ class ParallelParams:
     """Make a process group even for one process."""
     preset_world_size: int | None = None
     """World size that the launcher must give; another one is an error."""
-    experimental_meta_device: bool = False
+    experimental_meta_device: bool = flag(False, unbuilt="the model is always built on the CPU yet; leave the flag out")
     """Build the model on the meta device and initialise its shards."""

@@ -205,7 +205,7 @@ def _files(runs: Sequence[RunLog], page: Path) -> str:
     """Links to what lies in the run folders, relative to the page."""
     items = []
     for run in runs:
-        for name in ("metrics.jsonl", "params.txt", "plans.json", "out.log", "checkpoints", "tensorboard"):
+        for name in ("metrics.jsonl", "params.txt", "config.yaml", "plans.json", "out.log", "checkpoints", "tensorboard"):
             target = run.folder / name
             if target.exists():
                 link = os.path.relpath(target.resolve(), page.resolve().parent)

@@ -133,6 +133,13 @@ def _grouped(averages: Iterable[Tensor], weights: Iterable[Tensor]) -> Iterator[
     yield group
 
 
+def averager_changes(before: str | None, now: str | None, step: int) -> list[str]:
+    """What is said where a run goes on with other --averagers than the state of `step` was made with."""
+    old, new = averager_names(before), averager_names(now)
+    lines = [f"--averagers {name}: new in this run; begins from the weights of step {step}" for name in new if name not in old]
+    return lines + [f"--averagers: {name} is no longer asked for; its average ends at step {step}" for name in old if name not in new]
+
+
 class Averages:
     """The averagers of a run, begun from a model's present weights: after it was loaded and spread over the processes."""
 
@@ -150,16 +157,10 @@ class Averages:
         """Those of the averagers that a run state has, which was made with --averagers `text`."""
         return [name for name in averager_names(text) if name in self.averagers]
 
-    def restart_unless(self, text: str | None, step: int) -> None:
-        """After a resume: averagers that the state lacked begin from the weights at `step`. The log tells what is new or gone."""
-        before = averager_names(text)
-        for name, averager in self.averagers.items():
-            if name not in before:
-                averager.restart()
-                logging.warning(f"--averagers {name}: new in this run; begins from the weights of step {step}")
-        for name in before:
-            if name not in self.averagers:
-                logging.warning(f"--averagers: {name} is no longer asked for; its average ends at step {step}")
+    def restart_unless(self, text: str | None) -> None:
+        """After a resume: averagers that the state lacked begin from the weights (`averager_changes`)."""
+        for name in set(self.averagers) - set(averager_names(text)):
+            self.averagers[name].restart()
 
     @contextmanager
     def in_model(self, name: str) -> Iterator[None]:

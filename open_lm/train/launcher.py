@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import logging
 import os
 import shlex
 import socket
@@ -63,7 +62,7 @@ def lock_run_folder(path: Path, patience: float = 60.0) -> IO[str]:
                 file.close()
                 raise ValueError(f"--name {path.name}: another process is writing to {path}; end it, or use another name") from None
             if not told:
-                logging.warning(f"another process is writing to {path}; waiting up to {patience:.0f} s for it to end")
+                print(f"open_lm: another process is writing to {path}; waiting up to {patience:.0f} s for it to end", file=sys.stderr)
                 told = True
             time.sleep(0.2)
 

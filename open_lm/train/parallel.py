@@ -6,7 +6,6 @@ Applied in one order: activation checkpointing, compile (per block), then FSDP2,
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,9 +89,9 @@ def _store_of_restart(rank: int, size: int) -> dist.Store:
 
 
 def alone(params: ParallelParams) -> World:
-    """For --dry-run: the first of as many processes as --preset-world-size says or a launcher started, on the CPU and without a group."""
+    """For --dry-run: the first of as many processes as --preset-world-size says or a launcher started, without a group."""
     size = params.preset_world_size or int(os.environ.get("WORLD_SIZE", 1))
-    return World(0, size, torch.device("cpu"))
+    return World(0, size, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
 
 
 def _device(params: ParallelParams) -> torch.device:
@@ -148,10 +147,6 @@ def parallelize(model: Transformer, params: ParallelParams, world: World) -> nn.
 
 
 def _shard(model: Transformer, params: ParallelParams, world: World) -> nn.Module:
-    if params.fsdp_cpu_offload:
-        if world.device.type != "cpu":
-            raise ValueError("--fsdp-cpu-offload: not built yet for GPUs; leave it out")
-        logging.warning("--fsdp-cpu-offload has no effect: there is no accelerator to offload from")
     # inputs of the blocks keep their type: activations are bf16 as it is, and the rotary table must not be (`model/rotary.py`)
     low = torch.bfloat16 if params.fsdp_amp else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)

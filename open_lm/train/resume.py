@@ -14,7 +14,7 @@ from open_lm.checkpoint.run_state import RunState
 from open_lm.checkpoint.state_folder import run_states
 from open_lm.data.plan import differences
 from open_lm.model.config import ModelConfig
-from open_lm.params import OptimizerParams, Params
+from open_lm.params import BatchParams, OptimizerParams, Params
 from open_lm.train.run_folder import RunFolder
 from open_lm.train.schedule import RunLength, make_schedule
 
@@ -151,6 +151,23 @@ def as_restarted(params: Params, folder: RunFolder) -> Params:
     return replace(params, checkpoint=replace(params.checkpoint, resume=again), log=replace(params.log, overwrite=False))
 
 
+_ACT = {f.name for topic in (OptimizerParams, BatchParams) for f in fields(topic)} - {"batch_size", "global_batch_size"} | {
+    *("target_mask_left", "target_mask_individual", "squash_mask_left", "document_mask", "ignore_parse_errors", "data_tolerate_error_p"),
+    *("attn_name", "precision", "fsdp_amp", "fsdp_pure_bf16", "torchcompile", "skip_spikes"),
+}
+"""Options that act on what a run computes; data, model and batch size are told with the plan (`resume_lineage`)."""
+
+
+def changes(state: RunState, params: Params, length: RunLength) -> str | None:
+    """One line with every option that acts on the result and is not as it was when the state was saved, and what that does to the
+    learning rate; None where there is none."""
+    before, now = state.params, params.flat()
+    changed = [f"--{n.replace('_', '-')} was {before[n]}, is {now[n]}" for n in now if n in _ACT and n in before and before[n] != now[n]]
+    told = [f"Changed after step {state.step}: {'; '.join(changed)}"] if changed else []
+    note = learning_rate_note(state, params.optimizer, length)
+    return ". ".join([*told, *([note] if note else [])]) or None
+
+
 def learning_rate_note(state: RunState, params: OptimizerParams, length: RunLength) -> str | None:
     """Words where the learning rate of the next step is not the one that the run had planned for it when the state was saved."""
     known = {f.name: state.params[f.name] for f in fields(OptimizerParams) if f.name in state.params}
@@ -174,4 +191,4 @@ def check_rest(state: RunState, length: RunLength) -> None:
         )
 
 
-__all__ = ["Lineage", "as_restarted", "check_rest", "epochs_complete", "learning_rate_note", "resume_lineage", "start_lineage"]
+__all__ = ["Lineage", "as_restarted", "changes", "check_rest", "epochs_complete", "resume_lineage", "start_lineage"]

@@ -1,17 +1,19 @@
-"""The folder of a run, `<logs>/<name>/`: its name, `params.txt`, `out.log`, `checkpoints/`."""
+"""The folder of a run, `<logs>/<name>/`: its name, `params.txt`, `config.yaml`, `out.log`, `checkpoints/`."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from open_lm import storage
+from open_lm.model.zoo import model_name
 from open_lm.params import LogParams, Params
 from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer
 from open_lm.train.launcher import lock_run_folder
@@ -55,7 +57,7 @@ class RunFolder:
 def choose_run_folder(params: Params) -> RunFolder:
     """The folder that --logs and --name mean; without a name, one from the time and the main options."""
     stamp = datetime.now().strftime("%Y_%m_%d-%H_%M_%S")
-    model = Path(params.model.model).stem
+    model = Path(model_name(params.model.model)).stem
     made = f"{stamp}-model_{model}-lr_{params.optimizer.lr}-p_{params.parallel.precision}"
     return RunFolder(storage.local_path(params.log.logs) / from_first(params.log.name or made))
 
@@ -129,6 +131,30 @@ class _LogFile(logging.FileHandler):
             print(f"the log gets no more lines: {full}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def keep_warnings() -> Iterator[list[str]]:
+    """Warnings that the body logs are kept, to be told when there is a log; where the body fails they are told at once."""
+    root, kept = logging.getLogger(), _Keep(logging.WARNING)
+    before, root.handlers = root.handlers, [kept]
+    try:
+        yield kept.lines
+    except BaseException:
+        for line in kept.lines:
+            print(f"open_lm: warning: {line}", file=sys.stderr)
+        raise
+    finally:
+        root.handlers = before
+
+
+class _Keep(logging.Handler):
+    def __init__(self, level: int):
+        super().__init__(level)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def write_params(folder: RunFolder, values: Mapping[str, Any]) -> None:
     """`params.txt`: sorted `name: value` lines, readable as YAML, None for what is absent."""
     with storage.atomic_write(folder.path / "params.txt", "w") as file:
@@ -140,6 +166,20 @@ def write_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
     for name, text in ((TOKENIZER, tokenizer.json_text), (TOKENIZER_CONFIG, tokenizer.config_json)):
         if text is not None:
             storage.write_bytes(str(folder.path / name), text.encode())
+
+
+def write_config(folder: RunFolder, params: Params, model: Mapping[str, Any], **known: Any) -> None:
+    """`config.yaml`: every option, with the model inside, as --config takes it back for the same run.
+
+    Args:
+        model: its configuration.
+        known: options by name where more is known than was asked.
+    """
+    import yaml
+
+    values = {**params.flat(), "name": folder.name, "model": dict(model), **known}
+    with storage.atomic_write(folder.path / "config.yaml", "w") as file:
+        yaml.safe_dump({name: value for name, value in values.items() if name not in ("overwrite", "dry_run")}, file)  # which act once
 
 
 def copy_code(folder: RunFolder) -> None:

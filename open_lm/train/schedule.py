@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from open_lm.params import BatchParams, OptimizerParams
-from open_lm.params.fields import counted
+from open_lm.params.fields import Steps, counted
 
 Schedule = Callable[[int], float]
 """Step to learning rate."""
+WARMUP = 10_000
+"""Most steps of warm-up where none are asked for; what OpenLM takes, however long the run."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,21 @@ def global_batch_size(batch: BatchParams, world_size: int) -> int:
     return total
 
 
+def warmup_steps(asked: Steps | None, length: RunLength, before: int | None = None) -> int:
+    """Steps of warm-up, counted like those of the schedule.
+
+    Args:
+        asked: --warmup: steps, a share of the run, rounded up, or None for the less of `WARMUP` steps and 2 % of the run.
+        before: those that a run which goes on began with; kept where none are asked for.
+    """
+    if isinstance(asked, int):
+        return asked
+    if asked is None and before is not None:
+        return before
+    steps = math.ceil(Fraction(asked[:-1] if asked else 2) / 100 * length.schedule_end(length.epochs))
+    return steps if asked else min(WARMUP, steps)
+
+
 def make_schedule(params: OptimizerParams, length: RunLength) -> Schedule:
     """The schedule that the flags ask for, by the run's steps."""
     by_place = _by_place(params, length)
@@ -114,17 +131,17 @@ def make_schedule(params: OptimizerParams, length: RunLength) -> Schedule:
 
 def _by_place(params: OptimizerParams, length: RunLength) -> Callable[[float], float]:
     """The schedule by `RunLength.schedule_step`."""
-    total = length.schedule_end(length.epochs)
+    total, warm = length.schedule_end(length.epochs), warmup_steps(params.warmup, length)
     if params.skip_scheduler:
         return lambda step: params.lr
     if params.lr_scheduler == "cosine":
-        return lambda step: cosine(step, params.lr, params.warmup, total, params.lr_cooldown_end, params.force_min_lr)
+        return lambda step: cosine(step, params.lr, warm, total, params.lr_cooldown_end, params.force_min_lr)
     if params.lr_scheduler == "const":
-        return lambda step: warmup(step, params.lr, params.warmup)
+        return lambda step: warmup(step, params.lr, warm)
     assert params.epochs_cooldown is not None
     start = length.schedule_end(max(0, length.epochs - params.epochs_cooldown))
     power, end = params.lr_cooldown_power, params.lr_cooldown_end
-    return lambda step: const_cooldown(step, params.lr, params.warmup, start, total, end, power)
+    return lambda step: const_cooldown(step, params.lr, warm, start, total, end, power)
 
 
 def warmup(step: float, lr: float, warmup_steps: int) -> float:

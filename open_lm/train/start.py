@@ -10,6 +10,7 @@ from open_lm.checkpoint.find import Found, newest_state, read_state
 from open_lm.checkpoint.run_state import RunState, newest_run_state
 from open_lm.checkpoint.state_folder import restore_interrupted, run_states
 from open_lm.params import Params
+from open_lm.params.fields import suggestion
 from open_lm.train.parallel import World, from_first
 from open_lm.train.remote_folder import RemoteFolder, whole_states
 from open_lm.train.remote_resume import newest_of_both, see_state
@@ -62,13 +63,13 @@ def _find(params: Params, folder: RunFolder, remote: RemoteFolder | None, claim:
         if own:  # of this run, which was reset when it began, if at all
             return own, own[0]
     elif resume is not None:
-        found = _named("--resume", resume)
+        found = _named("--resume", resume, folder)
         start = _reset(found, folder) if reset else _both(found)
         _check_newest(resume, None if reset else found[1], params.checkpoint.checkpoint_dir, folder, remote)
         return start
     if params.model.load_pretrained_state:
         assert params.model.pretrained
-        found = _named("--pretrained", params.model.pretrained)
+        found = _named("--pretrained", params.model.pretrained, folder)
         return (None, found[0]) if reset else _both(found)
     return None, None
 
@@ -115,11 +116,23 @@ def _check_unused(states: str | None) -> None:
         raise ValueError(f"--checkpoint-dir {states}: holds run states; give --resume latest to continue from them, or another folder")
 
 
-def _named(flag: str, path: str) -> Found:
+def _named(flag: str, path: str, folder: RunFolder) -> Found:
+    if flag == "--resume":
+        check_there(path, folder)
     try:
         return read_state(path)
     except ValueError as error:
         raise ValueError(f"{flag} {path}: {error}") from None
+
+
+def check_there(path: str, folder: RunFolder) -> None:
+    """Raises ValueError with what the run has where --resume names what isn't there."""
+    if storage.is_remote(path) or storage.local_path(path).exists():
+        return
+    own = [state.rpartition("/")[2] for state in run_states(str(folder.checkpoints))]
+    own += sorted(pair.name.replace("optimizer", "epoch") for pair in folder.checkpoints.glob("optimizer_*.pt"))
+    there = f"{folder.checkpoints} holds {', '.join(own[:8])}" if own else f"{folder.path} has no checkpoint to resume"
+    raise ValueError(f"--resume {path}: no such file or folder.{suggestion(path, ['latest'])} {there}; latest takes the newest")
 
 
 def _both(found: Found) -> tuple[Found, str]:

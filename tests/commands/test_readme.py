@@ -149,6 +149,11 @@ def test_every_replacement_still_occurs_in_the_readme(repo: Path) -> None:
     assert [long for long in SMALLER if long not in readme] == []
 
 
+def test_the_readme_links_every_page(repo: Path) -> None:
+    readme = (repo / "README.md").read_text()
+    assert [page.name for page in (repo / "docs").glob("*.md") if f"(docs/{page.name})" not in readme.partition("## More")[2]] == []
+
+
 def test_the_table_of_sizes_is_true(repo: Path) -> None:
     import torch
 

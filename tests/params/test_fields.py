@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,19 @@ from typing import Literal
 import pytest
 
 from open_lm.params.check import MOOT, TOPICS
-from open_lm.params.fields import Problems, UserError, build_parser, convert, counted, field_docs, flag, options_of, parse_topics
+from open_lm.params.elsewhere import names_elsewhere
+from open_lm.params.fields import (
+    Problems,
+    UserError,
+    build_parser,
+    convert,
+    counted,
+    field_docs,
+    flag,
+    options_of,
+    parse_topics,
+    suggestion,
+)
 
 
 @dataclass(frozen=True)
@@ -192,6 +205,7 @@ def test_a_wrong_value_is_one_line_with_flag_value_and_remedy(arguments: tuple[s
         ("lr: [1, 2]", "--lr [1, 2]: takes one value, not a list"),
         ("tied: 3", "--tied 3: give true or false"),
         ("warmup: true", "--warmup True: give a whole number"),
+        ("model: {width: 3}", "--model {'width': 3}: takes one value, not a list"),
         ("lr: null", "--lr: needs a value"),
         ("weights: {a: 1}", "--weights {'a': 1}: give a number"),
     ],
@@ -243,6 +257,65 @@ def test_every_flag_that_pytorch_made_moot_is_accepted_in_training() -> None:
     flags = ["--use-bn-sync", "--torchscript", "--trace", "--fsdp-checkpoint", "--use-bnb-linear", "--distill-model", "x"]
     _, warnings = parse_topics(TOPICS, flags, moot=MOOT)
     assert len(warnings) == 6
+
+
+def flags_of(*topics: type) -> list[str]:
+    return [name for option in options_of(topics).values() for name in (option.flag, *option.aliases)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("--learning-rate", "Did you mean --lr?"),
+        ("--lerning_rate", "Did you mean --lr?"),
+        ("--max-steps", "Did you mean --train-num-samples? (it counts the tokens of an epoch: "),
+        ("--weight_decay", "Did you mean --wd?"),
+        ("--gradient-accumulation-steps", "Did you mean --accum-freq?"),
+        ("--per_device_train_batch_size", "Did you mean --batch-size? (sequences of a process and step"),
+        ("--warmup-iters", "Did you mean --warmup? (steps, or a share such as 2%)"),
+        ("--block-size", "seq_len is a key of the model.json"),
+        ("--device", "A run takes the GPUs that it sees: torchrun --nproc-per-node N"),
+        ("--output_dir", "Did you mean --logs-dir?"),
+        ("--sve-frequency", "Did you mean --save-frequency?"),
+        ("--zzz", ""),
+    ],
+)
+def test_the_names_of_other_trainers_are_understood(name: str, words: str) -> None:
+    found = suggestion(name, flags_of(*TOPICS))
+    assert found.strip().startswith(words) and bool(found) == bool(words)
+
+
+def test_a_suggestion_exists_in_that_very_command(repo: Path) -> None:
+    from open_lm.evaluation.command import TOPICS as EVALUATION
+    from open_lm.tokens.options import InputOptions, OutputOptions, RunOptions, TokenizerOptions
+
+    generate = re.findall(r"^    (\w+): ", (repo / "scripts/generate.py").read_text(), re.MULTILINE)
+    commands = [
+        flags_of(*TOPICS),
+        flags_of(*EVALUATION),
+        flags_of(InputOptions, TokenizerOptions, OutputOptions, RunOptions),
+        [f"--{n.replace('_', '-')}" for n in generate],
+    ]
+    for flags in commands:
+        said = {name: suggestion(name, flags) for name in (*names_elsewhere(), "device", "seed", "nnodes")}
+        found = {name: m[1] for name, words in said.items() if (m := re.match(r" Did you mean (\S+)\?", words))}
+        assert set(found.values()) <= set(flags)
+        assert len(found) > 15
+        assert "--load-pretrained-state" not in found.values()
+    assert "Scores depend on no seed" in suggestion("--seed", flags_of(*EVALUATION))
+    assert suggestion("--max-length", commands[3]) == " Did you mean --max-new-tokens?"
+    assert suggestion("n_embd", ["hidden_dim", "n_heads"]) == " Did you mean hidden_dim?"
+
+
+@pytest.mark.parametrize("text", ["2.5%", "0%", "100%", "300", 300])
+def test_steps_may_be_a_share_of_the_run(text: str | int) -> None:
+    assert convert(options_of(TOPICS)["warmup"], text) == (300 if str(text) == "300" else text)
+
+
+@pytest.mark.parametrize("text", ["101%", "-1%", "%", "0.02", "2 percent"])
+def test_what_is_neither_steps_nor_a_share_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=f"--warmup {text}: give a whole number, or a share from 0% to 100%"):
+        convert(options_of(TOPICS)["warmup"], text)
 
 
 def test_docstrings_under_fields_are_the_help() -> None:

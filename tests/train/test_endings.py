@@ -184,7 +184,10 @@ def test_a_cooldown_branches_from_any_checkpoint_of_a_constant_run(bench: Any, m
     assert bench.metrics("branch")[0] == bench.metrics("trunk")[15]
     assert "before the resume the run had planned" not in bench.log("branch")
     assert main_here("jump", *cooldown, "--epochs-cooldown", "1") == 0
-    assert "The learning rate of step 16 is 0.0025; before the resume the run had planned 0.01" in bench.log("jump")
+    assert (
+        "--epochs-cooldown was None, is 1.0. The learning rate of step 16 is 0.0025; before the resume the run had planned 0.01"
+        in bench.log("jump")
+    )
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,6 +217,43 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(bench: Any, main_here: Main
     assert "exists; use another name" in capsys.readouterr().err
     assert main_here("a", "--dry-run", "--resume", "latest") == 0
     assert "The run is finished (30 steps)" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_every_warning_of_the_run(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_here("a", "--averagers", "ema_0.9_1") == 0
+    newest = bench.folder / "logs/a/checkpoints/step_30/state.json"
+    newest.write_text("{")
+    flags = ("--trace", "--warmup", "40", "--wd", "0.1", "--resume", "latest")
+    capsys.readouterr()
+    assert main_here("a", *flags, "--dry-run") == 0
+    told = [line.removeprefix("warning: ") for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    log = bench.log("a")
+    assert main_here("a", *flags) == 0
+    assert [line.split(" | ")[2] for line in bench.log("a").removeprefix(log).splitlines() if " | WARNING | " in line] == told
+    assert [words.split(":")[0].split(" ")[0] for words in told] == ["--trace", "checkpoint", "Changed", "--averagers", "--warmup"]
+    assert "--warmup 40: the run has 30 steps and never leaves its warm-up" in told
+
+
+def test_changed_options_that_act_are_told_in_one_line(bench: Any, main_here: Main) -> None:
+    assert main_here("a", "--epochs", "1") == 0
+    acting = ("--wd", "0.1", "--beta2", "0.9", "--grad-clip-norm", "None", "--z-loss", "1e-4", "--target-mask-individual", "3")
+    assert main_here("a", "--epochs", "2", *acting, "--log-every-n-steps", "2", "--resume", "latest") == 0
+    lines = [line.split(" | ")[2] for line in bench.log("a").splitlines() if " | WARNING | " in line]
+    assert [line.partition(". The learning rate of step 11 is ")[0] for line in lines] == [
+        "Changed after step 10: --target-mask-individual was None, is 3; --epochs was 1, is 2; --beta2 was 0.95, is 0.9; "
+        "--wd was 0.2, is 0.1; --grad-clip-norm was 1.0, is None; --z-loss-coefficient was 0.0, is 0.0001"
+    ]
+
+
+def test_the_warmup_that_a_run_began_with_stays(bench: Any, main_here: Main) -> None:
+    assert main_here("a", "--warmup", "20", "--save-every-steps", "5") == 0
+    flags = [flag for flag in bench.flags("a", "--workers", "0", "--lr", "1e-2") if flag != "--warmup" and flag != "5"]
+    bench.copy_at("a", "b", 5)
+    from open_lm.main import main
+
+    assert main([*flags, "--name", "b", "--save-every-steps", "7", "--resume", "latest"]) == 0
+    assert bench.metrics("b", "lr") == bench.metrics("a", "lr")
+    assert "WARNING" not in bench.log("b").partition("step_5: step 5")[2]
 
 
 def size_of(page: str) -> float:

@@ -62,6 +62,48 @@ def test_the_log_begins_with_what_differs_from_the_defaults_and_counts_in_englis
     assert not re.search(r"(?<![\d.,:])1 (\w+es|steps|rows|shards|sources|sequences|streams|tokens)\b", log)
 
 
+def with_qk_norm(bench: Any) -> str:
+    """A model.json that says what no flag says."""
+    path = bench.folder / "normed.json"
+    path.write_text(json.dumps({**json.loads((bench.folder / "tiny.json").read_text()), "qk_norm": True}))
+    return str(path)
+
+
+def test_a_run_folder_tells_what_the_run_is_and_begins_it_again(bench: Any, main_here: Main) -> None:
+    from open_lm.main import main
+
+    model = with_qk_norm(bench)
+    assert main_here("a", "--model", model, "--epochs", "1", "--warmup", "25%", "--batch-size", "8", "--wd", "0.3", "--overwrite") == 0
+    folder = bench.folder / "logs/a"
+    told = yaml.safe_load((folder / "params.txt").read_text())
+    assert (told["qk_norm"], told["hidden_dim"], told["warmup"], told["global_batch_size"]) == (True, 32, 3, 8)
+    stored = torch.load(folder / "checkpoints/epoch_1.pt", weights_only=True)["params"]
+    assert (stored["qk_norm"], stored["warmup"]) == (True, 3)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["model"]["hidden_dim"], config["model"]["qk_norm"], config["warmup"]) == (32, True, 3)
+    assert "overwrite" not in config
+    Path(model).unlink()
+    assert main(["--config", str(folder / "config.yaml"), "--name", "b"]) == 0
+    a, b = bench.weights("a", 1), bench.weights("b", 1)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    again = yaml.safe_load((bench.folder / "logs/b/config.yaml").read_text())
+    assert again == {**config, "name": "b"}
+    assert main(["--config", str(folder / "config.yaml"), "--resume", "latest"]) == 0
+    assert "the run is finished" in bench.log("a")
+
+
+def test_a_resume_whose_model_file_is_gone_uses_the_runs_own(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    model = with_qk_norm(bench)
+    assert main_here("a", "--model", model, "--save-every-steps", "10") == 0
+    bench.copy_at("a", "b", 10)
+    Path(model).unlink()
+    assert main_here("b", "--model", model, "--resume", "latest") == 0
+    assert f"--model {model}: no such file; the run goes on with the model that it has" in bench.log("b")
+    assert bench.metrics("b") == bench.metrics("a")
+    assert main_here("c", "--model", model) == 2
+    assert f"--model {model}: no such file" in capsys.readouterr().err
+
+
 def test_load_model_gives_the_trained_model_from_file_and_folder(bench: Any, main_here: Main) -> None:
     assert main_here("a") == 0
     ids = torch.arange(20)[None] % 64
@@ -93,6 +135,21 @@ def test_resume_takes_a_named_folder(bench: Any, main_here: Main) -> None:
     step = bench.folder / "logs/a/checkpoints/step_4"
     assert main_here("b", "--resume", str(step)) == 0
     assert f"Resumed from {step}: step 4" in bench.log("b")
+
+
+def test_what_there_is_to_resume_is_told_where_there_is_no_such_thing(
+    bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from open_lm.main import main
+
+    assert main_here("a", "--epochs", "1", "--save-every-steps", "6") == 0
+    assert main_here("a", "--resume", "lastest") == 2
+    only_validated = ["--val-data", str(bench.folder / "shards/shard-0000000.tar"), "--logs-dir", str(bench.folder / "logs"), "--name", "a"]
+    assert main([*only_validated, "--resume", "lastest"]) == 2
+    told = f"--resume lastest: no such file or folder. Did you mean latest? {bench.folder}/logs/a/checkpoints holds step_10, step_6; "
+    assert capsys.readouterr().err.count(told) == 2
+    assert main_here("b", "--resume", "step_9") == 2
+    assert "logs/b has no checkpoint to resume" in capsys.readouterr().err
 
 
 def test_resume_latest_of_nothing_starts_from_the_beginning(bench: Any, main_here: Main) -> None:

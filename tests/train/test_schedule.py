@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_lm.params import BatchParams, OptimizerParams
-from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length
+from open_lm.train.schedule import RunLength, global_batch_size, make_schedule, run_length, warmup_steps
 
 
 def test_warmup_then_cosine_ends_just_above_its_end() -> None:
@@ -41,6 +41,26 @@ def test_const_cooldown_falls_over_the_last_epochs() -> None:
 def test_a_warmup_longer_than_the_run_never_ends() -> None:
     lr = make_schedule(OptimizerParams(lr=1.0, warmup=100), RunLength(10, 1, 1))
     assert lr(9) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "before", "expected"),
+    [
+        (None, 9, None, 1),
+        (None, 1010, None, 21),
+        (None, 2_000_000, None, 10_000),
+        ("2.5%", 2_000_000, None, 50_000),
+        ("0%", 9, None, 0),
+        (10_000, 9, None, 10_000),
+        (None, 2_000_000, 7, 7),
+        ("1%", 1000, 7, 10),
+        (5, 1000, 7, 5),
+    ],
+)
+def test_the_warmup_is_the_steps_or_the_share_asked_for_else_short(
+    asked: int | str | None, steps: int, before: int | None, expected: int
+) -> None:
+    assert warmup_steps(asked, RunLength(steps, 1, 1), before) == expected
 
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 50))

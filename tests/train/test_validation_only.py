@@ -54,6 +54,9 @@ def test_openlm_defect_27_runs_without_training_data_validate_weights_however_th
     }.items():
         assert main(flags(bench, name, *more, *named)) == 0
         assert losses(results(bench, name)) == expected
+    assert main(["--config", str(bench.folder / "logs/file/config.yaml"), "--name", "again"]) == 0
+    assert losses(results(bench, "again")) == expected
+    assert "\nhidden_dim: 32\n" in (bench.folder / "logs/again/params.txt").read_text()
     one = results(bench, "file")[0][0]
     assert (one["step"], one["checkpoint_path"], one["train_tokens"]) == (10, weights, 10 * 8 * 32)
     assert "Validating" in bench.log("file") and "token accuracy" in bench.log("file")
