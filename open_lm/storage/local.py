@@ -7,8 +7,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
