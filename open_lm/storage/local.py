@@ -113,9 +113,9 @@ def contents(folder: Path) -> dict[str, int]:
     for here, folders, names in os.walk(folder):
         place = Path(here)
         links = [name for name in folders if (place / name).is_symlink()]
-        for name in (*names, *links):
-            path = place / name
-            found[path.relative_to(folder).as_posix()] = 0 if path.is_symlink() else path.lstat().st_size
+        for path in (place / name for name in (*names, *links)):
+            with contextlib.suppress(FileNotFoundError):  # whoever writes there has removed it meanwhile
+                found[path.relative_to(folder).as_posix()] = 0 if path.is_symlink() else path.lstat().st_size
         if not names and not folders and place != folder:
             found[place.relative_to(folder).as_posix() + "/"] = 0
     return found

@@ -161,10 +161,8 @@ def test_a_run_that_fails_before_its_first_step_takes_no_name(
     sync = ("--remote-sync", str(bench.folder / "there"), "--remote-sync-frequency", "1", "--epochs", "1")
     with monkeypatch.context() as patch:
         patch.setattr(open_lm.run, "build", fail)
-        try:
-            assert main_here("a", *sync) == 130
-        except RuntimeError as error:
-            assert error is failure
+        with pytest.raises(type(failure)):
+            main_here("a", *sync)
     (bench.folder / "logs/a/notes.txt").write_text("mine")
     said = bench.log("a")
     assert main_here("a", *sync) == 0
