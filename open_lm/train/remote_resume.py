@@ -196,9 +196,10 @@ def check_copy(remote: RemoteFolder, overwrite: bool, resuming: bool = False) ->
     if resuming and storage.is_remote(remote.url):
         return
     try:
-        check_free("--remote-sync", remote.url, remote.contents(), overwrite, resuming)
-    except OSError as error:
+        files = remote.contents()
+    except (OSError, ValueError) as error:
         raise ValueError(f"--remote-sync {error}") from None
+    check_free("--remote-sync", remote.url, files, overwrite, resuming)
 
 
 def clear_copy(remote: RemoteFolder) -> None:
