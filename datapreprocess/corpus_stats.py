@@ -75,11 +75,10 @@ def main() -> int:
 
 
 def _run(params: StatsParams, output: OutputParams) -> None:
-    _check(params)
+    _check(params, output)
     from open_lm.tokens.tools.corpus_stats import of_shards, table, to_json_text
-    from open_lm.tokens.tools.tool_files import refuse_existing, write_file
+    from open_lm.tokens.tools.tool_files import write_file
 
-    refuse_existing({"--output-json": output.output_json, "--output-png": output.output_png}, output.overwrite)
     figures: TextFigures | ShardFigures = of_shards(params.shards) if params.shards else _of_texts(params)
     print(table(figures.rows(), output.table))
     if output.output_json:
@@ -91,8 +90,10 @@ def _run(params: StatsParams, output: OutputParams) -> None:
         write_file(output.output_png, picture(figures.lengths, figures.fill, title if len(title) < 90 else title[:87] + "..."))
 
 
-def _check(params: StatsParams) -> None:
-    problems = []
+def _check(params: StatsParams, output: OutputParams) -> None:
+    from open_lm.tokens.tools.tool_files import output_problems
+
+    problems = output_problems({"--output-json": output.output_json, "--output-png": output.output_png}, output.overwrite)
     if bool(params.input_files) == bool(params.shards):
         problems.append("--input-files, --shards: give one of them, texts or shards")
     if params.seq_len < 1:

@@ -21,6 +21,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__, "; the same command goes on from here")
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import Problems, counted, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ def _check(dataset: DatasetParams, output: OutputParams) -> tuple[float, ...]:
         problems.found.append("--dataset: missing; give a name on the hub such as wikimedia/wikipedia, a folder or a URL")
     if not output.output_dir:
         problems.found.append("--output-dir: missing; give a folder")
-    elif "://" in output.output_dir:
-        problems.found.append(f"--output-dir {output.output_dir}: must be a local folder; copy the files when they are there")
+    problems.found += storage.unwritable("--output-dir", output.output_dir, folder=True)
     for flag, key in (("--text-key", dataset.text_key), ("--id-key", dataset.id_key)):
         if key is not None and not all(key.split(".")):
             problems.found.append(f"{flag} {key!r}: give the name of a field, such as text")

@@ -13,6 +13,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 from open_lm.tokens.reading.texts import read_texts  # noqa: E402
 from open_lm.tokens.tools.tasks_from_text import write_tasks  # noqa: E402
@@ -42,6 +43,7 @@ def main() -> int:
         topics, _ = parse_topics((TaskParams,), description=__doc__)
         params: TaskParams = topics[TaskParams]
         missing = [f"--{name.replace('_', '-')}: missing" for name in ("input_files", "output_dir") if not getattr(params, name)]
+        missing += storage.unwritable("--output-dir", params.output_dir, folder=True)
         if missing:
             raise UserError(missing)
         assert params.output_dir

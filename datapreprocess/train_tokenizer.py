@@ -17,6 +17,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, counted, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def main() -> int:
 
 def _train(params: TokenizerParams) -> TrainedTokenizer:
     missing = [f"--{name.replace('_', '-')}: missing" for name in ("input_files", "output") if not getattr(params, name)]
+    missing += storage.unwritable("--output", params.output)
     if missing:
         raise UserError(missing)
     from open_lm.tokens.memory import parse_size

@@ -77,7 +77,10 @@ def main() -> int:
 
 
 def _check(params: ValidationParams) -> None:
+    from open_lm.tokens.tools.tool_files import output_problems
+
     problems = [] if params.input_files else ["--input-files: missing; give files or globs, such as raw_data/*.jsonl.zst"]
+    problems += output_problems({"--output-csv": params.output_csv}, params.overwrite)
     for flag, value in (
         ("--most-listed", params.most_listed),
         ("--long-line", params.long_line),
@@ -94,10 +97,9 @@ def _run(params: ValidationParams) -> Findings:
     from open_lm.tokenizer import load_tokenizer
     from open_lm.tokens.reading.inputs import list_inputs
     from open_lm.tokens.tools.survey import encoder_work, survey, workers
-    from open_lm.tokens.tools.tool_files import refuse_existing, spooled
+    from open_lm.tokens.tools.tool_files import spooled
     from open_lm.tokens.tools.validation import Checks, Findings, ValidationVisitor
 
-    refuse_existing({"--output-csv": params.output_csv}, params.overwrite)
     findings = Findings()
     with tempfile.TemporaryDirectory() as folder:
         files = list_inputs(spooled(params.input_files, folder))

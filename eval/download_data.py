@@ -17,8 +17,9 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
-from open_lm.evaluation.download import REVISION, GitHub, Mirror, Report, download, wanted_files  # noqa: E402
-from open_lm.params.fields import counted, parse_topics  # noqa: E402
+from open_lm import storage  # noqa: E402
+from open_lm.evaluation.download import FOLDER, REVISION, GitHub, Mirror, Report, download, wanted_files  # noqa: E402
+from open_lm.params.fields import Problems, counted, parse_topics  # noqa: E402
 from open_lm.progress import say  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -43,8 +44,11 @@ def main() -> int:
     try:
         topics, _ = parse_topics((DownloadParams,), prog="download_data.py", description=__doc__)
         params: DownloadParams = topics[DownloadParams]
-        names = wanted_files(params.eval_yaml or [str(path) for path in sorted(HERE.glob("*.yaml"))])
-        folder = Path(params.output_dir) if params.output_dir else HERE
+        problems, folder = Problems(), Path(params.output_dir) if params.output_dir else HERE
+        problems.found += storage.unwritable("--output-dir", str(folder / FOLDER), folder=True)
+        names = problems.attempt(wanted_files, params.eval_yaml or [str(path) for path in sorted(HERE.glob("*.yaml"))])
+        problems.raise_any()
+        assert names is not None
         mirror, revision = params.mirror, params.revision
         report = download(names, folder, lambda: Mirror(mirror) if mirror else GitHub(revision), say)
     except ValueError as error:

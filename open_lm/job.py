@@ -39,7 +39,7 @@ from open_lm.train.parallel import World, from_all, from_first
 from open_lm.train.remote_folder import RemoteFolder
 from open_lm.train.remote_resume import check_copy, clear_copy
 from open_lm.train.resume import Lineage, as_restarted, changes, check_rest, epochs_complete, resume_lineage, start_lineage
-from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, keep_warnings, refuse_existing
+from open_lm.train.run_folder import RunFolder, check_places, choose_run_folder, claim_run_folder, keep_warnings, refuse_existing
 from open_lm.train.schedule import WARMUP, RunLength, global_batch_size, run_length, warmup_steps
 from open_lm.train.start import find_start
 from open_lm.train.throughput import device_name
@@ -144,16 +144,21 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
 def _prepare(params: Params, world: World, claim: bool) -> Job:
     problems = Problems()
     folder = choose_run_folder(params)
+    if world.is_first:
+        problems.attempt(check_places, folder, params)
+    problems.found = from_first(problems.found)
+    fitting = not problems.found
     if from_first(world.is_first and was_ours(folder.path)):
         params = from_first(as_restarted(params, folder))
     remote = RemoteFolder(params.checkpoint.remote_sync, folder.name) if params.checkpoint.remote_sync else None
     resuming = params.checkpoint.resume is not None
-    early = claim and resuming and from_first(folder.path.is_dir())  # before its states are looked at: who wrote there may still do so
+    # before its states are looked at: who wrote there may still do so
+    early = claim and resuming and fitting and from_first(folder.path.is_dir())
     lock = problems.attempt(claim_run_folder, folder, params.log, resuming, world) if early else None
     resumed, restored = problems.attempt(find_start, params, folder, world, remote, claim and not problems.found) or (None, None)
     config = problems.attempt(find_config, params.model, resumed[1] if resumed else None)
-    if remote and world.is_first and params.checkpoint.resume is None:
-        problems.attempt(check_copy, remote, params.log.overwrite)
+    if remote and world.is_first:
+        problems.attempt(check_copy, remote, params.log.overwrite, resuming)
     kernel = problems.attempt(get_kernel, params.model.attn_name)
     if params.parallel.fsdp_cpu_offload and world.device.type != "cpu":
         problems.found.append("--fsdp-cpu-offload: not built yet for GPUs; leave it out")
@@ -184,13 +189,13 @@ def _prepare(params: Params, world: World, claim: bool) -> Job:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
     vocab_size, shards = config.vocab_size if config else None, data.sources if data else ()
     holders, notes = problems.attempt(check_tokens, params, carried, shards, validation or (), tasks, vocab_size) or ([], [])
-    if not claim:
+    if world.is_first and fitting and not early:
         problems.attempt(refuse_existing, folder, params.log, resuming)
     check_same(problems, params, tasks)
     _raise_any(problems, lock)
     if claim and not early:
         lock = problems.attempt(claim_run_folder, folder, params.log, resuming, world)
-    if remote and lock and params.log.overwrite and not resuming:
+    if remote and lock and not resuming:
         problems.attempt(clear_copy, remote)
     _raise_any(problems, lock)
     if lock:

@@ -32,8 +32,17 @@ from open_lm.params import LogParams, ModelParams, Params, Problems
 from open_lm.params.fields import counted
 from open_lm.scoring import ARCHITECTURE, as_built, check_same, check_tokens, find_tasks, tasks_config, validation_config
 from open_lm.tokenizer import Holder, about_holders
-from open_lm.train.parallel import World, from_all, parallelize
-from open_lm.train.run_folder import RunFolder, choose_run_folder, claim_run_folder, start_logging, write_config, write_params
+from open_lm.train.parallel import World, from_all, from_first, parallelize
+from open_lm.train.run_folder import (
+    RunFolder,
+    check_places,
+    choose_run_folder,
+    claim_run_folder,
+    refuse_existing,
+    start_logging,
+    write_config,
+    write_params,
+)
 from open_lm.train.sinks import Sink, make_sinks
 from open_lm.train.start import check_there
 
@@ -77,6 +86,11 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
     """
     folder, own = choose_run_folder(params), params.checkpoint.resume == "latest"
     problems = Problems()
+    if world.is_first:
+        problems.attempt(check_places, folder, params)
+        if not problems.found:
+            problems.attempt(refuse_existing, folder, params.log, own)
+    problems.found = from_first(problems.found)
     opened = problems.attempt(_open, params, folder, world, given)
     check_same(problems, params, opened.tasks if opened else None)
     problems.found = from_all(problems.found)
@@ -86,16 +100,16 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
     lock = problems.attempt(claim_run_folder, folder, params.log, own, world)
     problems.raise_any()
     with lock or nullcontext(), ExitStack() as stack:
+        if world.is_first and not own:
+            about = {"name": folder.name, "world_size": world.size, "checkpoint": opened.path}
+            write_params(folder, {**params.flat(), **opened.config.to_dict(), **about})
+            write_config(folder, params, opened.config.to_dict())
         start_logging(folder, params.log, world)
         log, more = _sinks_of(params.log, own)
         for warning in (*warnings, *opened.notes, *more, *(opened.tasks.notices if opened.tasks else ())):
             logging.warning(warning)
         for line in about_holders(opened.holders):
             logging.info(line)
-        if world.is_first and not own:
-            about = {"name": folder.name, "world_size": world.size, "checkpoint": opened.path}
-            write_params(folder, {**params.flat(), **opened.config.to_dict(), **about})
-            write_config(folder, params, opened.config.to_dict())
         sinks = make_sinks(log, folder, params.flat(), _NO_STEP if own else 0) if world.is_first else []
         for sink in sinks:
             stack.callback(sink.close)

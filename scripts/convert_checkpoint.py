@@ -23,7 +23,8 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
-from open_lm.params.fields import nearest, parse_topics  # noqa: E402
+from open_lm import storage  # noqa: E402
+from open_lm.params.fields import UserError, nearest, parse_topics  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,10 @@ def _run(argv: list[str]) -> None:
     topic, work = COMMANDS[argv[0]]
     values, _ = parse_topics((topic,), argv[1:], prog=f"convert_checkpoint.py {argv[0]}", description=topic.__doc__)
     missing = [name for name in ("checkpoint", "checkpoints", "out") if not getattr(values[topic], name, True)]
-    if missing:
-        raise ValueError("\n".join(f"--{name}: is needed; see convert_checkpoint.py {argv[0]} --help" for name in missing))
+    problems = [f"--{name}: is needed; see convert_checkpoint.py {argv[0]} --help" for name in missing]
+    problems += storage.unwritable("--out", getattr(values[topic], "out", None), folder=topic in (ReshardParams, ExportParams))
+    if problems:
+        raise UserError(problems)
     work(values[topic])
 
 

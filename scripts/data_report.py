@@ -30,13 +30,16 @@ class DataReportParams:
 def _report(params: DataReportParams) -> None:
     from open_lm import storage
     from open_lm.progress import Progress
-    from open_lm.report import Report, read_data, read_run, write_report
+    from open_lm.report import Report, output_problems, read_data, read_run, write_report
     from open_lm.report.data_table import lines
 
-    if not params.run:
-        raise UserError(["--run: missing; give a run folder, such as logs/NAME"])
-    if params.output and storage.is_remote(params.run):
-        raise UserError([f"--output {params.output}: a page needs the run folder on this machine; copy it, or leave --output out"])
+    problems = [] if params.run else ["--run: missing; give a run folder, such as logs/NAME"]
+    if params.output and params.run and storage.is_remote(params.run):
+        problems.append(f"--output {params.output}: a page needs the run folder on this machine; copy it, or leave --output out")
+    problems += output_problems(params.output)
+    if problems:
+        raise UserError(problems)
+    assert params.run
     with Progress("data report"):
         told = [*lines(read_data(params.run))]
     print("\n".join(told))

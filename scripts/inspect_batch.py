@@ -14,6 +14,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 
 
@@ -60,6 +61,7 @@ def _check(params: InspectParams) -> None:
         problems.append("give one of --step, --order-file and --check-order")
     if params.order_file and not params.steps:
         problems.append("--order-file: needs --steps first:end")
+    problems += storage.unwritable("--order-file", params.order_file)
     if params.ids is not None and params.ids < 0:
         problems.append(f"--ids {params.ids}: give 0 or more")
     if problems:

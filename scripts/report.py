@@ -15,7 +15,7 @@ end_on_signals(__name__)
 
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 from open_lm.progress import Progress  # noqa: E402
-from open_lm.report import Report, Scores, read_run, read_scores, write_report  # noqa: E402
+from open_lm.report import Report, Scores, output_problems, read_run, read_scores, write_report  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def _report(params: ReportParams) -> Report:
         for name, what in (("run", "give a run folder"), ("output", "give the page to write"))
         if not getattr(params, name)
     ]
-    if missing:
-        raise UserError(missing)
+    problems = [*missing, *output_problems(params.output)]
+    if problems:
+        raise UserError(problems)
     scores: Scores = {}
     for path in params.scores:
         for checkpoint, tasks in read_scores(path).items():

@@ -145,6 +145,9 @@ def export_weights(
     with open(temporary, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     final = folder / f"{called}-{digest[:8]}.pt"
+    if final.exists() and (final.is_dir() or hashlib.sha256(final.read_bytes()).hexdigest() != digest):
+        temporary.unlink()
+        raise ValueError(f"--out {out}: {final} exists and is something else; move it away, or give another --name")
     os.replace(temporary, final)
     return final
 

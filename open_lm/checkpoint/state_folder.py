@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ from open_lm import storage
 from open_lm.checkpoint.safe_metadata import METADATA_FILE
 
 STATE_FILE = "state.json"
+_WRITTEN = re.compile(rf"{re.escape(STATE_FILE)}|{re.escape(METADATA_FILE)}|[^/]+\.distcp")
+_LEFT_OVER = re.compile(r"\.step_\d+(\.\w+)*\.tmp")
+_NO_LATEST = "is not what a run makes, and stays; move it away, so that it can name the newest run state"
 _THREADS = 8
 REMOTE_PART_BYTES = 256 << 20
 """A part for a URL is made in memory, of at most so many bytes or one tensor; on a disk a process writes one file."""
@@ -92,18 +96,37 @@ class _LocalState:
             with self.part(name) as file:
                 file.write(data)
         _flush_folder(self.temporary)
-        old = self.temporary.with_suffix(".old.tmp")
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.target, old)  # a step that is saved again, on a run's second way past it
+        old, foreign = self.temporary.with_suffix(".old.tmp"), list[str]()
+        if os.path.lexists(self.target):  # a step that is saved again, on a run's second way past it
+            if self.target.is_symlink() or not self.target.is_dir():
+                raise FileExistsError(f"{self.target}: is not what a run makes; move it away")
+            foreign = foreign_files(self.target)
+            os.replace(self.target, old)
         os.replace(self.temporary, self.target)
-        link = self.temporary.with_suffix(".latest.tmp")
-        link.symlink_to(self.target.name)
-        os.replace(link, self.folder / "latest")
+        for name in foreign:
+            os.renames(old / name, self.target / name)
+        link, latest = self.temporary.with_suffix(".latest.tmp"), self.folder / "latest"
+        if os.path.lexists(latest) and not _is_latest(str(latest.readlink()) if latest.is_symlink() else ""):
+            logging.warning(f"{latest}: {_NO_LATEST}")
+        else:
+            link.symlink_to(self.target.name)
+            os.replace(link, latest)
         _flush_folder(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
     def abandon(self) -> None:
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def _is_latest(target: str) -> bool:
+    return re.fullmatch(r"step_\d+", target.strip()) is not None
+
+
+def foreign_files(state: Path) -> list[str]:
+    """What lies in the folder of a run state, or in its place, that no run wrote."""
+    if state.is_symlink() or not state.is_dir():
+        return [state.name] if os.path.lexists(state) else []
+    return [name for name in storage.contents(state) if not _WRITTEN.fullmatch(name)]
 
 
 def _flush_folder(folder: Path) -> None:
@@ -131,7 +154,11 @@ class _RemoteState:
         storage.remove(storage.join(self.url, STATE_FILE))
         for name, data in ((METADATA_FILE, metadata), (STATE_FILE, state)):
             storage.write_bytes(storage.join(self.url, name), data)
-        storage.write_bytes(storage.join(self.folder, "latest"), self.url.rpartition("/")[2].encode() + b"\n")
+        latest = storage.join(self.folder, "latest")
+        if storage.exists(latest) and not _is_latest(storage.read_bytes(latest)[:99].decode(errors="replace")):
+            logging.warning(f"{latest}: {_NO_LATEST}")
+        else:
+            storage.write_bytes(latest, self.url.rpartition("/")[2].encode() + b"\n")
         self._remove(lambda name: name.endswith(".distcp") and self.attempt not in name)
 
     def abandon(self) -> None:
@@ -153,7 +180,7 @@ def run_states(folder: str | Path) -> list[str]:
             if match := re.fullmatch(r"step_(\d+)", url.rpartition("/")[2]):
                 found[int(match.group(1))] = url
     else:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in storage.local_path(folder).iterdir():
                 if match := re.fullmatch(r"step_(\d+)", path.name):
                     found[int(match.group(1))] = str(path)
@@ -165,19 +192,28 @@ def step_of(state: str) -> int:
     return int(state.rpartition("/")[2].removeprefix("step_"))
 
 
-def remove_run_state(state: str) -> None:
-    """Remove a run state; what is left after a crash in the middle is not taken for one."""
+def remove_run_state(state: str) -> list[str]:
+    """Remove a run state; what is left after a crash in the middle is not taken for one.
+
+    Returns:
+        What lies there that no run wrote, where there is such: the state then stays.
+    """
     if not storage.is_remote(state):
         path = storage.local_path(state)
+        if foreign := foreign_files(path):
+            return foreign
         doomed = path.with_name(f".{path.name}.old.tmp")
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
         shutil.rmtree(doomed)
-        return
+        return []
+    files = [stored.url for stored in storage.list_files(state + "/")]
+    if foreign := [name for url in files if not _WRITTEN.fullmatch(name := url[len(state) + 1 :])]:
+        return foreign
     storage.remove(storage.join(state, STATE_FILE))
-    for stored in storage.list_files(state + "/"):
-        storage.remove(stored.url)
-    storage.remove(storage.join(state, METADATA_FILE))
+    for url in (*files, storage.join(state, METADATA_FILE)):
+        storage.remove(url)
+    return []
 
 
 def restore_interrupted(folder: str) -> None:
@@ -197,9 +233,10 @@ def remove_leftovers(folder: str) -> None:
     """Remove what killed saves left. Only for the one run that writes there."""
     if not storage.is_remote(folder):
         for path in storage.local_path(folder).glob(".step_*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-                path.unlink()
+            if _LEFT_OVER.fullmatch(path.name) and not (path.is_dir() and foreign_files(path)):
+                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                    path.unlink()
         return
     whole = set(run_states(folder))
     for stored in storage.list_files(storage.join(folder, "step_*/*.distcp")):

@@ -42,6 +42,8 @@ _PRIVATE = "open_lm-shards-"
 _OURS = re.compile(r"[0-9a-f]{32}\.(tar|part)")
 """Names of cached shards: whatever else lies in the folder is left alone."""
 
+_LOCKS = re.compile(r"owner|lock|locks/([0-9a-f]{2})?")
+
 
 class CacheError(ValueError):
     """The folder of the cache can't be used. Says nothing about a shard, so none is lost for it."""
@@ -80,21 +82,17 @@ def cache_config(folder: str | None, size: str | None) -> CacheConfig:
     Raises:
         ValueError: an impossible folder or size.
     """
-    if folder is not None and storage.is_remote(folder):
-        raise ValueError(f"--data-cache {folder}: must be a local folder")
+    if problems := storage.unwritable("--data-cache", folder, folder=True):
+        raise ValueError(problems[0])
     try:
         path = private_folder() if folder is None else storage.local_path(folder).absolute()
         there = next(one for one in (path, *path.parents) if one.exists())
-        if not there.is_dir():
-            raise NotADirectoryError(f"{there} is no folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(f"{there} can't be written to")
         if size is None:
             kept = sum(status.st_size for _, status in _shards(path)) if path.exists() else 0
             sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if folder is None else 1  # torchrun's processes on this machine
             return CacheConfig(path, (kept + shutil.disk_usage(there).free) // (2 * sharing))
     except OSError as error:
-        raise ValueError(f"--data-cache {folder}: can't be used: {error}") from None
+        raise ValueError(f"--data-cache {folder or tempfile.gettempdir()}: can't be used: {error}") from None
     try:
         return CacheConfig(path, parse_size(size))
     except ValueError as error:
@@ -132,7 +130,9 @@ def _remove_abandoned() -> None:
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or time.time() - status.st_mtime < _NEW:
                 continue  # not ours, or perhaps made at this moment and not yet locked
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(owner.parent, ignore_errors=True)
+            ours = [name for name in storage.contents(owner.parent) if _OURS.fullmatch(name) or _LOCKS.fullmatch(name)]
+            storage.remove_files(owner.parent, ours)
+            owner.parent.rmdir()
 
 
 class ShardCache:

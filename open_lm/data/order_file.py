@@ -28,6 +28,8 @@ def write_order(path: str, order: np.ndarray) -> None:
     """Write an order [steps, global batch, 3], whole or not at all; uint32 or uint64."""
     if not path.endswith(".npy"):
         raise ValueError(f"--order-file {path}: give a name that ends in .npy")
+    if storage.local_path(path).exists():
+        raise ValueError(f"--order-file {path}: exists; remove it, or give another name")
     with storage.atomic_write(storage.local_path(path)) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(order), allow_pickle=False)
 

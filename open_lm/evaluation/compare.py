@@ -44,6 +44,8 @@ def run_compare(argv: Sequence[str]) -> None:
         problems.attempt(reference, name)
     for name in params.out:
         problems.attempt(check_ending, name)
+        if name in params.results:
+            problems.found.append(f"--out {name}: is one of the results that are compared; give another name")
     read = {path: problems.attempt(read_results, path) or {} for path in params.results}
     problems.raise_any()
     results = merged(read)

@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from open_lm import storage
-from open_lm.evaluation.table import Column, Results, columns_of, markdown_table, mean_of, mean_rows, task_names, write_results
+from open_lm.evaluation.table import (
+    Column,
+    Results,
+    columns_of,
+    markdown_table,
+    mean_of,
+    mean_rows,
+    read_results,
+    task_names,
+    write_results,
+)
 
 ENDINGS = (".json", ".csv", ".md", ".png")
+_SOFTWARE = "OpenLM's table of results"
+"""In our pictures: what tells them from others."""
 COLOURS = ("#2a78d6", "#e07b39", "#3a9d5d", "#8b5fbf", "#c23b4b", "#6b7280", "#b59a2d", "#2f9e9e")
 
 
 def check_ending(path: str) -> None:
-    """Raises ValueError for a file that is none of these, or one that can't be written where it is named."""
-    if PurePosixPath(path).suffix not in ENDINGS:
+    """Raises ValueError for a file that is none of these, can't be written where it is named, or is there and no table of ours."""
+    ending = PurePosixPath(path).suffix
+    if ending not in ENDINGS:
         raise ValueError(f"--out {path}: give a name that ends in one of {', '.join(ENDINGS)}")
-    if storage.is_remote(path):
-        raise ValueError(f"--out {path}: is written to a local path; copy it from there")
-    target = storage.local_path(path).absolute()
-    folder = next(folder for folder in target.parents if folder.exists())
-    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {path}: can't be written there; name a file in a folder of yours")
+    if problems := storage.unwritable("--out", path):
+        raise ValueError(problems[0])
+    target = storage.local_path(path)
+    if target.exists() and not _is_table(target, ending):
+        raise ValueError(f"--out {path}: exists, and is no table that this program wrote; move it away, or give another name")
+
+
+def _is_table(path: Path, ending: str) -> bool:
+    """Whether a file begins as the tables here do; of JSON, whether all of it reads as results."""
+    if ending == ".json":
+        try:
+            return read_results(str(path)) is not None
+        except ValueError:
+            return False
+    with open(path, "rb") as file:
+        begin = file.read(200)
+    return _SOFTWARE.encode() in begin if ending == ".png" else re.match(rb"task,questions,|\| task +\| questions", begin) is not None
 
 
 def write_table(results: Results, path: str, references: Mapping[str, Mapping[str, float]] | None = None) -> None:
@@ -98,6 +122,6 @@ def picture(columns: Sequence[Column]) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(3, len(columns)), frameon=False)
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=150, metadata={"Software": _SOFTWARE})
     pyplot.close(figure)
     return out.getvalue()

@@ -73,6 +73,8 @@ def _contradictions(v: dict[str, object]) -> Iterator[str]:
     if validates_only(v):
         yield from _validation_only(v)
     yield from _two_namings(v)
+    if "://" in str(v["logs"]) and not str(v["logs"]).startswith("file://"):
+        yield f"--logs-dir {v['logs']}: must be a local folder; --remote-sync copies a run elsewhere"
     if synthetic and sources:
         yield "--dataset-type synthetic: reads no files; leave --train-data and --dataset-manifest out"
     if v["dataset_manifest"] and v["dataset_resampled"] and not v["train_data"]:

@@ -55,7 +55,7 @@ class LogParams:
     logs: str = flag("./logs", "--logs-dir")
     """Folder of run folders. Under torchrun write --logs-dir: torchrun rejects --logs as an abbreviation of its own --logs-specs."""
     overwrite: bool = False
-    """Delete an existing run of this name first."""
+    """Remove an existing run of this name first; refused where anything lies in its folder that no run wrote."""
     report_to: tuple[str, ...] = ()
     """tensorboard, wandb, both (tensorboard,wandb) or all."""
     wandb_project_name: str = "open-lm"

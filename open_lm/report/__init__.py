@@ -5,7 +5,7 @@
 """
 
 from open_lm.report.data import DataView, read_data
-from open_lm.report.page import Report, write_report
+from open_lm.report.page import Report, output_problems, write_report
 from open_lm.report.run import RunLog, Scores, read_run, read_scores
 
-__all__ = ["DataView", "Report", "RunLog", "Scores", "read_data", "read_run", "read_scores", "write_report"]
+__all__ = ["DataView", "Report", "RunLog", "Scores", "output_problems", "read_data", "read_run", "read_scores", "write_report"]

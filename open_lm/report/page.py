@@ -47,20 +47,35 @@ class Report:
 
 
 def write_report(report: Report, output: str | Path) -> list[Path]:
-    """Write the page, and its pictures beside it as `<page's name>-<what>.png`; existing ones are replaced.
+    """Write the page, and its pictures beside it as `<page's name>-<what>.png`; those of an earlier report are replaced.
 
     Returns:
         The files, the page first.
+
+    Raises:
+        ValueError: a file of such a name is there that no report wrote; nothing is written then.
     """
-    page = Path(output)
+    page, drawing = Path(output), _pictures(report)
+    drawn = {what: page.with_name(f"{page.stem}-{what.replace(' ', '-')}.png") for what in drawing}
+    problems = [problem for path in (page, *drawn.values()) for problem in output_problems(str(path))]
+    if problems:
+        raise ValueError("\n".join(problems))
     page.parent.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, Path] = {}
-    for what, draw in _pictures(report).items():
-        drawn[what] = page.with_name(f"{page.stem}-{what.replace(' ', '-')}.png")
+    for what, draw in drawing.items():
         draw(drawn[what])
     with storage.atomic_write(page, "w") as file:
         file.write(render_page(report, page, drawn))
     return [page, *drawn.values()]
+
+
+def output_problems(path: str | None) -> list[str]:
+    """What stands in the way of writing a page or picture: it can't be written, or is there and of no report."""
+    problems = storage.unwritable("--output", path)
+    if path and not problems and Path(path).is_file():
+        with open(path, "rb") as file:
+            ours = pictures.SOFTWARE.encode() in file.read(300)
+        problems += [] if ours else [f"--output {path}: exists, and no report wrote it; move it away, or give another name"]
+    return problems
 
 
 def _pictures(report: Report) -> dict[str, Callable[[Path], None]]:
@@ -96,7 +111,8 @@ def render_page(report: Report, page: Path, drawn: Mapping[str, Path]) -> str:
     if report.samples.strip():
         parts += ["<h2>Samples</h2>", f"<pre>{_text(report.samples.strip(chr(10)))}</pre>"]
     parts += ["<h2>Files</h2>", _files(report.runs, page)]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
+    head = f'<meta charset="utf-8"><meta name="generator" content="{pictures.SOFTWARE}">'
+    head += f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
     body = "\n".join(part for part in parts if part)
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow, which is pale on white, left out
+SOFTWARE = "OpenLM report"
+"""In pages and pictures: what tells them from other files."""
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*"
 _MANY_POINTS = 150
@@ -42,7 +44,7 @@ def _draw(path: Path, draw: Callable[[Axes], None], height: float = 3.8) -> None
         axes.grid(True, color="#e4e4e4", linewidth=0.8)
         draw(axes)
         with storage.atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+            figure.savefig(file, format="png", dpi=150, metadata={"Software": SOFTWARE})
 
 
 def draw_panels(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
@@ -59,7 +61,7 @@ def draw_panels(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> 
             one.grid(True, color="#e4e4e4", linewidth=0.8)
         draw(axes)
         with storage.atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+            figure.savefig(file, format="png", dpi=150, metadata={"Software": SOFTWARE})
 
 
 def token_unit(largest: float) -> tuple[float, str]:

@@ -22,6 +22,8 @@ STATS = "stats.json"
 COPIED = (STATS, TOKENIZER, TOKENIZER_CONFIG, f"{provenance.FOLDER}/{provenance.FILES}")
 """Files beside the shards that a conversion takes over, stats.json with its new format."""
 
+_COPIED = "copied"
+
 
 @dataclass(frozen=True)
 class Line:
@@ -51,29 +53,36 @@ class Conversion:
         self._write(lines)
 
     @staticmethod
-    def open(folder: Path, source: str, settings: Mapping[str, Any], overwrite: bool) -> Conversion:
+    def open(folder: Path, source: str, settings: Mapping[str, Any], overwrite: bool, copied: Sequence[str] = COPIED) -> Conversion:
         """Claim an output folder. Manifests of an earlier run go, so that none stands beside shards that are being made.
+
+        Args:
+            copied: those of `COPIED` that this conversion will take over. Another one may lie there that is the user's.
 
         Raises:
             ValueError: the folder holds something else, or what another command made.
         """
         path, head = folder / RECORD, {"source": source, **settings}
         found, lines = _read(path)
-        if found is None and folder.exists() and (not folder.is_dir() or any(not _is_unfinished(file) for file in folder.iterdir())):
+        copied_before = list(COPIED) if found is None else found.pop(_COPIED, list(COPIED))  # records of before told nothing of them
+        mine = [name for name in copied if found is not None and name not in copied_before and (folder / name).exists()]
+        if mine:
+            raise ValueError(f"--output-dir {folder}: holds a {mine[0]} that no conversion made; move it away, or give another folder")
+        if found is None and folder.exists() and (not folder.is_dir() or any(not _is_unfinished(file.name) for file in folder.iterdir())):
             remedy = "give another folder" if overwrite else "give a new folder"
             raise ValueError(f"--output-dir {folder}: is not empty, and no conversion made what it holds; {remedy}")
-        if found not in (None, head) and not overwrite:
+        begun = bool(lines) or any(folder.rglob("*.tar"))  # not one that failed at once
+        if found not in (None, head) and begun and not overwrite:
             differing = "; ".join(f"{name} was {found.get(name)}, is {head[name]}" for name in head if found.get(name) != head[name])
             remedy = "give --overwrite to replace it, or another folder"
             raise ValueError(f"--output-dir {folder}: holds another conversion ({differing}); {remedy}")
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_manifests(folder, lines)
+        _remove_manifests(folder, lines, copied_before)
         if overwrite:
             _remove_shards(folder, lines)
             lines = {}
-        for unfinished in filter(_is_unfinished, folder.rglob("*")):
-            unfinished.unlink()
-        return Conversion(path, head, lines)
+        storage.remove_files(folder, filter(_is_unfinished, storage.contents(folder)))
+        return Conversion(path, {**head, _COPIED: list(copied)}, lines)
 
     def add(self, line: Line) -> None:
         """Note a finished shard, on the disk."""
@@ -100,21 +109,24 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Line]]:
     text = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
         lines = [Line.from_json(line) for line in text[1:]]
+        if outside := [line.name for line in lines if Path(line.name).is_absolute() or ".." in Path(line.name).parts]:
+            raise ValueError(f"{outside[0]} is outside of the folder")
         return json.loads(text[0]), {line.name: line for line in lines}
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"--output-dir {path.parent}: {path} is damaged: {error!r}; remove the folder, or give another") from None
 
 
-def _is_unfinished(path: Path) -> bool:
-    """True for a file that a killed process was writing."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
+def _is_unfinished(name: str) -> bool:
+    """True for the name of a file that a killed process was writing."""
+    whole = storage.finished_name(name)
+    return whole != name and (whole in (RECORD, *COPIED) or whole.endswith((".tar", ".npz", MANIFEST)))
 
 
-def _remove_manifests(folder: Path, names: Iterable[str]) -> None:
+def _remove_manifests(folder: Path, names: Iterable[str], copies: Iterable[str]) -> None:
     """Remove what says that some shards are whole, and what is copied when they are."""
     for name in names:
         ((folder / name).parent / MANIFEST).unlink(missing_ok=True)
-    for copied in COPIED:
+    for copied in set(copies) & set(COPIED):
         (folder / copied).unlink(missing_ok=True)
 
 

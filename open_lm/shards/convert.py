@@ -134,8 +134,8 @@ def _check(options: ConvertOptions) -> tuple[str, Path]:
         problems.append("--input-dir: missing; give a folder of shards")
     if not options.output_dir:
         problems.append("--output-dir: missing; give a new folder")
-    elif storage.is_remote(options.output_dir):
-        problems.append(f"--output-dir {options.output_dir}: must be a local folder; convert into one and copy it")
+    elif problem := storage.unwritable("--output-dir", options.output_dir, folder=True):
+        problems += problem
     elif options.input_dir and not storage.is_remote(options.input_dir):
         given, out = (storage.local_path(folder).resolve() for folder in (options.input_dir, options.output_dir))
         if given == out or given in out.parents or out in given.parents:
@@ -184,7 +184,7 @@ def convert(options: ConvertOptions) -> Summary:
     stats = _read_stats(given)
     eot_id, wide = _vocabulary(options, stats, given.files.get(TOKENIZER))
     settings = {"format": options.format, "data_key": options.data_key, "eot_id": eot_id, "wide": wide}
-    conversion = Conversion.open(out, _source_name(folder), settings, options.overwrite)
+    conversion = Conversion.open(out, _source_name(folder), settings, options.overwrite, list(filter(given.files.__contains__, COPIED)))
     tasks = [_task(source, out, options, eot_id, wide, conversion) for source in given.sources]
     entries: list[ShardEntry | None] = [None] * len(tasks)
     kept = left_out = 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from open_lm import storage
 from open_lm.executor import in_processes
-from open_lm.params.fields import counted
+from open_lm.params.fields import UserError, counted
 from open_lm.shards.manifest import MANIFEST, ShardEntry, read_manifest, shard_url, write_manifest
 from open_lm.shards.scan import differences, scan_shard
 
@@ -84,6 +84,9 @@ def make_manifests(folders: Sequence[Folder], key: str | None, overwrite: bool, 
         ValueError: not a shard, or a manifest exists already.
     """
     folders = [folder for folder in folders if folder.shards]
+    problems = [problem for folder in folders for problem in storage.unwritable("PLACE", folder.manifest, urls=True)]
+    if problems:
+        raise UserError(problems)
     for folder in folders:
         if not overwrite and storage.exists(folder.manifest):
             raise ValueError(f"{folder.manifest}: exists; give --overwrite to replace it, or --verify to compare the shards with it")

@@ -4,6 +4,7 @@
     open_read, read_bytes                     reading; a remote file survives faults and goes on where it was
     upload, write_bytes, remove               writing, compared with what was sent; atomic_write for local files,
                                               tell_full_disk around others
+    unwritable, contents, remove_files, finished_name   local folders: before writing; what is there, and removing some of it
     is_remote, local_path, join, parent       names
     file_kind, instead_of                       what a file is by its first bytes, for messages
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 from open_lm.storage.faults import StorageError
 from open_lm.storage.kind import FIRST_BYTES, file_kind, instead_of, is_json
 from open_lm.storage.listing import Stored, exists, expand, expand_braces, list_files, size, stat
-from open_lm.storage.local import FullDiskError, atomic_write, tell_full_disk
+from open_lm.storage.local import FullDiskError, atomic_write, contents, finished_name, remove_files, tell_full_disk, unwritable
 from open_lm.storage.reader import open_read, read_bytes
 from open_lm.storage.urls import is_remote, join, local_path, parent
 from open_lm.storage.writing import remove, upload, write_bytes
@@ -29,11 +30,13 @@ __all__ = [
     "StorageError",
     "Stored",
     "atomic_write",
+    "contents",
     "exists",
     "expand",
     "expand_braces",
     "instead_of",
     "is_json",
+    "finished_name",
     "is_remote",
     "join",
     "file_kind",
@@ -43,9 +46,11 @@ __all__ = [
     "parent",
     "read_bytes",
     "remove",
+    "remove_files",
     "size",
     "stat",
     "tell_full_disk",
+    "unwritable",
     "upload",
     "write_bytes",
 ]

@@ -1,17 +1,22 @@
-"""Local files that are whole or absent, and what is said where the disk is full."""
+"""Local files that are whole or absent: writing them, what is said where the disk is full, whether a name can be written at all; what lies
+in a folder, and removing some of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from open_lm.storage.urls import is_remote
+from open_lm.storage.urls import is_remote, local_path
+
+_UNFINISHED = re.compile(r"(.*/)?\.([^/]+)\.[a-z0-9_]{8}\.tmp")
 
 
 class FullDiskError(OSError):
@@ -92,6 +97,71 @@ def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True, si
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def finished_name(name: str) -> str:
+    """The name of the file that a killed `atomic_write` was at, for what it left; any other name as it is."""
+    left = _UNFINISHED.fullmatch(name)
+    return f"{left[1] or ''}{left[2]}" if left else name
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """Bytes by name of all that lies below a local folder, hidden or not: files, links (0 bytes, not followed), and empty folders, whose
+    names end in "/". Nothing where there is no folder.
+    """
+    found: dict[str, int] = {}
+    for here, folders, names in os.walk(folder):
+        place = Path(here)
+        links = [name for name in folders if (place / name).is_symlink()]
+        for path in (place / name for name in (*names, *links)):
+            with contextlib.suppress(FileNotFoundError):  # whoever writes there has removed it meanwhile
+                found[path.relative_to(folder).as_posix()] = 0 if path.is_symlink() else path.lstat().st_size
+        if not names and not folders and place != folder:
+            found[place.relative_to(folder).as_posix() + "/"] = 0
+    return found
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove some of the `contents` of a local folder, in this order, and the folders below it that are empty then."""
+    for name in names:
+        path = folder / name
+        if not name.endswith("/"):
+            path.unlink(missing_ok=True)
+            path = path.parent
+        with contextlib.suppress(OSError):  # something else lies there
+            while path != folder:
+                path.rmdir()
+                path = path.parent
+
+
+def unwritable(flag: str, path: str | None, folder: bool = False, urls: bool = False) -> list[str]:
+    """Why a local file or folder of this name can't be made or written to, in one line; nothing where it can, or no name is given. Nothing
+    is made.
+
+    Args:
+        flag: what the user has given the name by.
+        folder: the name is that of a folder.
+        urls: a URL is fine too; it is not asked.
+    """
+    what = "folder" if folder else "file"
+    if not path or (urls and is_remote(path)):
+        return []
+    if is_remote(path):
+        return [f"{flag} {path}: must be a local {what}; copy it from there"]
+    target = local_path(path).absolute()
+    there = next(one for one in (target, *target.parents) if os.path.lexists(one))
+    if there == target and not folder:
+        if target.is_dir():
+            return [f"{flag} {path}: is a folder; name a file"]
+        there = target.parent
+    if not there.is_dir():
+        kind = "a file" if there.exists() else "a link that leads nowhere"
+        return [f"{flag} {path}: {'' if there == target else f'{there} '}is {kind}; name another {what}"]
+    try:
+        with tempfile.TemporaryFile(dir=there):  # has no name on most file systems, and tells what permission bits don't
+            return []
+    except OSError as error:
+        return [f"{flag} {path}: can't be written: {there}: {error.strerror}; name a {what} in a folder of yours"]
 
 
 def _umask() -> int:

@@ -6,9 +6,10 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from open_lm.tokens import stats
-from open_lm.tokens.destination import STATS, Destination
+from open_lm.tokens.destination import STATS, Destination, is_written
 from open_lm.tokens.job import Identity, WorkFolder, differences
 from open_lm.tokens.reading.inputs import InputFile
 
@@ -55,19 +56,27 @@ def claim(
 
 def _check_free(places: Destination, folder: WorkFolder, overwrite: bool, wanted: Identity) -> None:
     """Raises ValueError for a folder that holds something which may not be replaced."""
-    if overwrite or folder.writing or not places.files():
+    if folder.writing or not (files := places.files()):
+        return
+    found = _job_of(places.read(STATS))
+    if found is None and (named := sorted(filter(is_written, files))):
+        remedy = "is removed: move it away, or give another folder"
+        raise ValueError(f"--output-dir: {places.root} holds {named[0]} and no {STATS} that tells of this program's work; nothing {remedy}")
+    if overwrite:
         return
     said = "holds files"
-    if (data := places.read(STATS)) is not None:
-        said = f"holds the shards of another command ({'; '.join(_differences(data, wanted)) or 'the same options'})"
+    if found is not None:
+        said = f"holds the shards of another command ({'; '.join(differences(found, wanted)) or 'the same options'})"
     raise ValueError(f"--output-dir: {places.root} {said}; give --overwrite to replace what this program wrote there, or another folder")
 
 
-def _differences(data: bytes, wanted: Identity) -> list[str]:
+def _job_of(data: bytes | None) -> dict[str, Any] | None:
+    """The job that a stats.json tells of; None where it is none of ours."""
     try:
-        return differences(json.loads(data).get("job", {}), wanted)
-    except (ValueError, AttributeError):
-        return ["its stats.json can't be read"]
+        found = json.loads(data or b"")["job"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _finished(places: Destination, wanted: Identity) -> stats.Counts | None:

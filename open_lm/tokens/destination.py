@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ STATS, PICTURE = "stats.json", "lengths.png"
 _OURS = re.compile(
     rf"({STATS}|{TOKENIZER}|{TOKENIZER_CONFIG}|{PICTURE}|\d+/({MANIFEST}|shard-\d{{7,}}\.tar)|{provenance.FOLDER}/({provenance.FILES}|\d+/shard-\d{{7,}}\.npz))"
 )
-_LEFT_OVER = re.compile(r"(\d+/|provenance/|provenance/\d+/|)\.[^/]+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,25 @@ class Destination:
             return False
 
     def clear(self) -> None:
-        """Remove what this program writes, the statistics first; other files stay."""
-        names = self.files()
-        for name in sorted(names, key=lambda name: name != STATS):
-            if _OURS.fullmatch(name) or _LEFT_OVER.fullmatch(name):
-                storage.remove(self.url(name))
+        """Remove what this program writes; other files stay. The statistics go last, with nothing in them but whose they are, so that
+        what a killed process leaves is neither finished nor a stranger's.
+        """
+        names = list(filter(is_written, self.files()))
+        if STATS in names:
+            self.put(STATS, json.dumps({"job": {}}).encode())
+        for name in sorted(names, key=lambda name: name == STATS):
+            storage.remove(self.url(name))
 
     def clear_left_overs(self) -> None:
         """Remove what a killed process left of unfinished files."""
         for name in () if self.remote else self.files():
-            if _LEFT_OVER.fullmatch(name):
+            if storage.finished_name(name) != name and is_written(name):
                 storage.remove(self.url(name))
+
+
+def is_written(name: str) -> bool:
+    """Whether this program writes files of this name into an output folder, or left them when it was killed."""
+    return _OURS.fullmatch(storage.finished_name(name)) is not None
 
 
 def shard_name(number: int, consumers: int) -> str:

@@ -6,11 +6,12 @@ note for each shard that is done. The same identity in another run means: go on.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +20,9 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.params.fields import counted
+from open_lm.tokens.destination import TOKENIZER, is_written
 from open_lm.tokens.reading.inputs import InputFile
+from open_lm.tokens.reading.stdin import SPOOLED
 from open_lm.tokens.spill import spills_in
 from open_lm.tokens.unit import DIFFERENCE
 
@@ -27,6 +30,10 @@ LAYOUT = 2
 """Of spills and of the order; a change makes old work useless."""
 
 _JOB, _INPUTS, _LOCK, _WRITING = "job.json", "inputs.jsonl", "lock", "writing"
+_OURS = re.compile(
+    rf"{_JOB}|{_INPUTS}|{_LOCK}|{_WRITING}|{TOKENIZER}|{DIFFERENCE}|{SPOOLED}|\d{{9}}-\d{{7}}\.spill|shards/(\d{{9}}\.json)?"
+    r"|upload/(provenance/)?(\d+/)?"
+)
 _NAMED = 3
 
 
@@ -80,8 +87,13 @@ class WorkFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder; made when absent, and removed in the end where it holds no work. Raises ValueError when another run is at it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Hold the folder; made when absent, and removed in the end where it holds no work: what this program put there, and the folder if
+        nothing else is in it. Raises ValueError when another run is at it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--temp-dir: {self.path}, where the work goes, can't be made: {error.strerror}; give another") from None
         file = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -92,7 +104,9 @@ class WorkFolder:
                 yield
             finally:
                 if self.found() is None or not self._worth_keeping():
-                    shutil.rmtree(self.path, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        self._clear(keep=frozenset())
+                        self.path.rmdir()
         finally:
             os.close(file)
 
@@ -116,7 +130,7 @@ class WorkFolder:
 
     def begin(self, wanted: Identity, files: Sequence[InputFile]) -> None:
         """An empty folder for a new job; what lies here is removed, but for input (a copy of standard input)."""
-        self._clear(keep=frozenset(file.path for file in files))
+        self._clear(keep=frozenset({_LOCK, *(Path(file.path).name for file in files if Path(file.path).parent == self.path)}))
         with storage.atomic_write(self.path / _INPUTS, "w") as file:
             file.writelines(_input_line(each) for each in files)
         with storage.atomic_write(self.path / _JOB, "w") as file:
@@ -133,8 +147,7 @@ class WorkFolder:
 
     def clear_left_overs(self) -> None:
         """Remove what a killed process left of unfinished files."""
-        for path in self.path.rglob(".*.tmp"):
-            path.unlink()
+        storage.remove_files(self.path, [name for name in self._ours() if storage.finished_name(name) != name])
 
     def remove(self) -> None:
         """The job is done. Its identity goes first, so that a half-removed folder is none."""
@@ -143,13 +156,15 @@ class WorkFolder:
     def _worth_keeping(self) -> bool:
         return any(spills_in(self.path)) or (self.path / DIFFERENCE).exists()
 
-    def _clear(self, keep: frozenset[str] = frozenset()) -> None:
-        (self.path / _JOB).unlink(missing_ok=True)
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != _LOCK and str(path) not in keep:
-                path.unlink()
+    def _clear(self, keep: frozenset[str] = frozenset({_LOCK})) -> None:
+        names = sorted(self._ours(), key=lambda name: (name == _LOCK, name != _JOB))
+        storage.remove_files(self.path, [name for name in names if name not in keep])
+
+    def _ours(self) -> list[str]:
+        """What this program put there."""
+        names = {name: storage.finished_name(name) for name in storage.contents(self.path)}
+        staged = {name for name, whole in names.items() if whole.startswith("upload/") and is_written(whole.removeprefix("upload/"))}
+        return [name for name, whole in names.items() if name in staged or _OURS.fullmatch(whole)]
 
 
 def work_folder(root: str, temp_dir: str | None) -> Path:

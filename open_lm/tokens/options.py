@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from open_lm import storage
 from open_lm.params.fields import UserError
 from open_lm.shards.members import Format
 from open_lm.tokenizer import DEFAULT_TOKENIZER, Engine
@@ -118,6 +119,8 @@ def validate(options: Options) -> None:
         problems.append("--upload-to-s3: the environment variable S3_BASE is not set; set it to s3://bucket/folder/")
     if not output.output_dir and not output.upload_to_s3:
         problems.append("--output-dir: missing; give a folder")
+    problems += storage.unwritable("--output-dir", output.output_dir, folder=True, urls=True)
+    problems += storage.unwritable("--temp-dir", run.temp_dir, folder=True)
     for flag, value in (
         ("--seq-len", output.seq_len),
         ("--shard-size", output.shard_size),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from open_lm import storage
 from open_lm.tokens.pieces import PIECE, Rows
 
 SUFFIX = ".spill"
+_NAME = re.compile(rf"\d{{9}}-\d{{7}}{re.escape(SUFFIX)}")
 _MAGIC = 0x4F4C4D5350494C32
 _TRAILER = 24
 _TOKENS_AT_ONCE = 2 << 20
@@ -249,5 +251,5 @@ def is_whole(path: Path) -> bool:
 def spills_in(folder: str | Path) -> Iterator[Path]:
     """The spills of a folder, in the order of their units."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+        names = sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name))
     return (Path(folder) / name for name in names)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from open_lm import storage
 from open_lm.checkpoint.state_folder import STATE_FILE
+from open_lm.train.run_folder import removed_by_overwrite
 
 RECORD = ".remote_sync.json"
 Signature = tuple[int, int]
@@ -40,11 +41,19 @@ class RemoteFolder:
         """Remove a file; absent ones are fine."""
         storage.remove(self.url_of(name))
 
+    def contents(self) -> dict[str, int]:
+        """Bytes by name of all that lies there; behind a URL all but hidden files. Raises StorageError, ValueError."""
+        return self.files() if storage.is_remote(self.url) else storage.contents(storage.local_path(self.url))
+
     def clear(self) -> None:
-        """Remove all, the files that make run states whole first."""
-        names = self.files()
+        """Remove what a run wrote, the files that make run states whole first."""
+        names = removed_by_overwrite(self.contents())
+        names.sort(key=lambda name: _STATE.fullmatch(name) is None)
+        if not storage.is_remote(self.url):
+            storage.remove_files(storage.local_path(self.url), names)
+            return
         hidden = [f"{name.rpartition('/')[0]}/.metadata" for name in names if _STATE.fullmatch(name)]
-        for name in sorted([*names, *hidden], key=lambda name: _STATE.fullmatch(name) is None):
+        for name in [*names[: len(hidden)], *hidden, *names[len(hidden) :]]:
             self.remove(name)
 
 

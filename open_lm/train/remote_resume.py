@@ -15,10 +15,11 @@ from pathlib import Path
 from open_lm import storage
 from open_lm.checkpoint.find import newest_state
 from open_lm.checkpoint.run_state import RunState, read_run_state
-from open_lm.checkpoint.state_folder import STATE_FILE
+from open_lm.checkpoint.state_folder import STATE_FILE, foreign_files
 from open_lm.progress import Progress
 from open_lm.train.remote_folder import Record, RemoteFolder, signature, whole_states
 from open_lm.train.remote_sync import LATEST, kind_of
+from open_lm.train.run_folder import check_free, is_written
 
 _THREADS = 4
 _BUFFER = 1 << 20
@@ -101,6 +102,8 @@ def fetch_state(folder: Path, remote: RemoteFolder, step: int, trust: bool = Fal
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_whole(target, trust):
             return target
+        if foreign := [*foreign_files(target), *foreign_files(temporary)]:
+            raise ValueError(f"{target}: holds {', '.join(foreign[:3])}, which no run wrote, and no whole run state; move it away")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -174,29 +177,33 @@ def _remember(folder: Path, remote: RemoteFolder, state: Path) -> None:
 
 
 def fetch_logs(folder: Path, remote: RemoteFolder, names: dict[str, int]) -> None:
-    """The logs of the copy replace those of the run folder, so that they go on from its state; checkpoints are left where they are."""
+    """The logs of the copy replace those of the run folder, so that they go on from its state; checkpoints are left where they are, and so
+    is what no run writes.
+    """
     for name, size in names.items():
         path = folder / name
-        inside = path.resolve().is_relative_to(folder.resolve())
-        if kind_of(name) is not None or name == LATEST or not inside or (path.is_file() and path.stat().st_size == size):
+        theirs = kind_of(name) is not None or name == LATEST or not is_written(name)
+        if theirs or not path.resolve().is_relative_to(folder.resolve()) or (path.is_file() and path.stat().st_size == size):
             continue
         with storage.open_read(remote.url_of(name)) as source, storage.atomic_write(path, durable=False) as target:
             shutil.copyfileobj(source, target, _BUFFER)
 
 
-def check_copy(remote: RemoteFolder, overwrite: bool) -> None:
-    """For a run that begins: raises ValueError where the copy can't be asked, or holds a run that is not to be overwritten."""
+def check_copy(remote: RemoteFolder, overwrite: bool, resuming: bool = False) -> None:
+    """Raises ValueError where the copy can't be asked, or holds what is not to be overwritten. A copy behind a URL that a run resumes from
+    is asked later, since that run may go on without it.
+    """
+    if resuming and storage.is_remote(remote.url):
+        return
     try:
-        names = remote.files()
+        files = remote.contents()
     except (OSError, ValueError) as error:
         raise ValueError(f"--remote-sync {error}") from None
-    if names and not overwrite:
-        remedy = "use another --name, --resume latest to continue it, or --overwrite"
-        raise ValueError(f"--remote-sync {remote.url}: holds a run of this name; {remedy}")
+    check_free("--remote-sync", remote.url, files, overwrite, resuming)
 
 
 def clear_copy(remote: RemoteFolder) -> None:
-    """With --overwrite. Raises ValueError where that fails."""
+    """For a run that begins where it may. Raises ValueError where that fails."""
     try:
         remote.clear()
     except OSError as error:

@@ -8,10 +8,10 @@ until then, under a second name. Faults are warnings; the run never waits for th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -196,7 +196,7 @@ class RemoteSync:
 @contextmanager
 def copied(folder: Path, remote: RemoteFolder | None, every: float) -> Iterator[None]:
     """Copy a run folder while the body runs; nothing where `remote` is None. Raises ValueError at a clean end with an incomplete copy."""
-    shutil.rmtree(folder / HELD, ignore_errors=True)  # of a run that was killed
+    _release(folder / HELD)  # of a run that was killed
     if remote is None:
         yield
         return
@@ -212,20 +212,27 @@ def held(folder: Path, names: list[str]) -> Iterator[Path]:
 
     Raises FileNotFoundError where one is gone.
     """
-    place = folder / HELD
+    place, linked = folder / HELD, kind_of(names[0]) is not None
     try:
-        for name in names if kind_of(names[0]) else []:
+        for name in names if linked else []:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(folder / name, place / name)
     except FileNotFoundError:
-        shutil.rmtree(place, ignore_errors=True)
+        _release(place)
         raise
     except OSError:  # a file system without links
-        shutil.rmtree(place, ignore_errors=True)
+        linked = False
     try:
-        yield place if place.exists() else folder
+        yield place if linked else folder
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        _release(place)
+
+
+def _release(place: Path) -> None:
+    """Remove the second names."""
+    with contextlib.suppress(OSError):
+        storage.remove_files(place, [name for name in storage.contents(place) if kind_of(name) or name == "checkpoints/"])
+        place.rmdir()
 
 
 def whole_with(name: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +15,28 @@ from typing import IO, Any
 
 from open_lm import storage
 from open_lm.model.zoo import model_name
-from open_lm.params import LogParams, Params
+from open_lm.params import LogParams, Params, Problems
+from open_lm.params.check import validates_only
 from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer
-from open_lm.train.launcher import lock_run_folder
+from open_lm.train.launcher import LOCK, lock_run_folder
 from open_lm.train.parallel import World, from_first
 
+_STATE = r"(step_\d+|\.step_\d+(\.\w+)*\.(tmp|fetch))/(state\.json|\.metadata|[^/]+\.distcp)?"
+_WRITTEN = re.compile(
+    r"out(-\d+)?\.log|(params|wandb_id)\.txt|config\.yaml|(metrics|skipped_steps)\.jsonl|(plans|tokenizer|tokenizer_config|ending)\.json"
+    r"|\.lock|\.remote_sync\.json|\.remote_sync\.held/(checkpoints/.*)?|tensorboard/([^/]*tfevents[^/]*)?|wandb/.*|code/open_lm/.*\.(py|json)"
+    rf"|checkpoints/(latest|(results|eval_tasks)\.jsonl|\w[\w.-]*_\d+\.pt|{_STATE}|\.step_\d+\.\w+\.latest\.tmp|\.fetch\.lock)?"
+)
+"""Names in a run folder that a run writes; those of empty folders end in "/"."""
+_TRAINED = re.compile(r"ending\.json|checkpoints/(step_\d+/.*|\w[\w.-]*_\d+\.pt)")
+_TRAINED_LINES = ("metrics.jsonl", "checkpoints/results.jsonl", "checkpoints/eval_tasks.jsonl")
+_PROOFS = {
+    "params.txt": re.compile(r"(?ms)(?=.*?^model: )(?=.*?^name: )"),
+    "out.log": re.compile(r"\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d \| [A-Z]+ \| "),
+    LOCK: re.compile(r"\d+\n\S+ \d+ \d+\n$"),
+}
+"""What of a run folder proves that it is one, and how it looks; OpenLM's look the same."""
+_SHOWN = 3
 _FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", datefmt="%Y-%m-%d,%H:%M:%S")
 
 
@@ -62,14 +80,46 @@ def choose_run_folder(params: Params) -> RunFolder:
     return RunFolder(storage.local_path(params.log.logs) / from_first(params.log.name or made))
 
 
+def check_places(folder: RunFolder, params: Params) -> None:
+    """Raises UserError for a name that doesn't lie below --logs-dir, links resolved, for every folder that can't be written, and where
+    --overwrite would remove what the run is to read.
+    """
+    problems, log, states, copy = Problems(), params.log, params.checkpoint.checkpoint_dir, params.checkpoint.remote_sync
+    flag = f"--name {log.name or folder.name}"
+    problems.found += storage.unwritable("--logs-dir", log.logs, folder=True)
+    if not problems.found:
+        problems.attempt(_check_below, flag, storage.local_path(log.logs), folder.path)
+    if not problems.found:
+        problems.found += storage.unwritable(f"{flag}:", str(folder.path), folder=True)
+    problems.found += storage.unwritable("--checkpoint-dir", states, folder=True, urls=True)
+    problems.found += storage.unwritable("--remote-sync", copy, folder=True, urls=True)
+    if copy and not storage.is_remote(copy):
+        base = storage.local_path(copy)
+        problems.attempt(_check_below, f"--remote-sync {copy}", base, base / folder.name)
+        if (base / folder.name).resolve() == folder.path.resolve():
+            problems.found.append(f"--remote-sync {copy}: the copy would be the run folder {folder.path} itself; give another folder")
+    read = [("--pretrained", params.model.pretrained), *(("--average", path) for path in params.averaging.average)]
+    read += [("--resume", params.checkpoint.resume)] if validates_only(params.flat()) else []
+    for what, path in read if log.overwrite else ():
+        if path and not storage.is_remote(path) and storage.local_path(path).resolve().is_relative_to(folder.path.resolve()):
+            problems.found.append(f"--overwrite: would remove {folder.path}, where {what} {path} is; use another --name")
+    problems.raise_any()
+
+
+def _check_below(flag: str, base: Path, path: Path) -> None:
+    if base.resolve() not in path.resolve().parents:
+        raise ValueError(f"{flag}: {path} leads to {path.resolve()}, which does not lie below {base}; give another --name")
+
+
 def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world: World) -> IO[str] | None:
-    """Make the folder and lock it; an existing run is only continued by --resume or removed by --overwrite.
+    """Make the folder and lock it; an existing run is only continued by --resume or removed by --overwrite. What a run left that ended
+    before its first step stands in nobody's way.
 
     Returns:
         The lock on the first process, to be kept as long as the run; None on the others.
 
     Raises:
-        ValueError: the run exists or is being written, on every process.
+        ValueError: the run exists, is being written, or can't be; on every process.
     """
     lock, problem = None, None
     if world.is_first:
@@ -77,6 +127,8 @@ def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world
             lock = _claim(folder, params, resuming)
         except ValueError as error:
             problem = str(error)
+        except OSError as error:
+            problem = f"--logs-dir {params.logs}: {error}; give a folder that can be written"
     problem = from_first(problem)
     if problem:
         raise ValueError(problem)
@@ -84,18 +136,84 @@ def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world
 
 
 def refuse_existing(folder: RunFolder, params: LogParams, resuming: bool) -> None:
-    """Raises ValueError for a run that exists and is neither to be continued nor to be removed."""
-    if not resuming and not params.overwrite and folder.path.exists() and any(folder.path.iterdir()):
-        raise ValueError(f"--name {folder.name}: {folder.path} exists; use another name, --resume latest to continue it, or --overwrite")
+    """Raises ValueError for a folder that is neither free, nor to be continued, nor to be removed."""
+    check_free(f"--name {folder.name}", str(folder.path), storage.contents(folder.path), params.overwrite, resuming)
+
+
+def check_free(flag: str, url: str, files: Mapping[str, int], overwrite: bool, resuming: bool) -> None:
+    """Raises ValueError where a run may not take a run folder, or the copy of one: it holds no run but something else; or, for a run that
+    begins, a run that came to its first step, unless that is to be overwritten and nothing but a run lies there.
+
+    Args:
+        files: bytes by name of all that lies there.
+    """
+    foreign, remedy = not_written(files), "use another name"
+    if resuming and _has_trained(files):
+        return
+    if files and not _is_run(url, files):
+        raise ValueError(f"{flag}: {url} holds {shown(foreign or files)} and is not the folder of a run; {remedy}")
+    if resuming:
+        return
+    if overwrite and foreign:
+        raise ValueError(f"{flag}: {url} holds {shown(foreign)}, which no run wrote; nothing is removed. Move that away, or {remedy}")
+    if not overwrite and _has_trained(files):
+        remedy += " or --resume latest to continue it" if foreign else ", --resume latest to continue it, or --overwrite"
+        raise ValueError(f"{flag}: {url} exists; {remedy}")
+
+
+def not_written(files: Iterable[str]) -> list[str]:
+    """The names that no run gives to what it writes."""
+    return [name for name in files if not is_written(name)]
+
+
+def is_written(name: str) -> bool:
+    """Whether a name in a run folder is one that a run writes, or of what it left when it was killed."""
+    return _WRITTEN.fullmatch(storage.finished_name(name)) is not None
+
+
+def removed_by_overwrite(files: Iterable[str]) -> list[str]:
+    """What a run wrote, in the order to remove it in: what proves that it is one goes last."""
+    return sorted(filter(is_written, files), key=lambda name: name in _PROOFS)
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first of some names, in words."""
+    listed = sorted(names)
+    return ", ".join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else "")
+
+
+def _has_trained(files: Mapping[str, int]) -> bool:
+    """Whether anything is there that a run writes at its first step or later."""
+    return any(_TRAINED.fullmatch(name) or (size and name in _TRAINED_LINES) for name, size in files.items())
+
+
+def _is_run(url: str, files: Mapping[str, int]) -> bool:
+    """Whether a folder proves to be that of a run: by its options, its log or a signed lock; or by holding but empty files of one."""
+    if not not_written(files) and not any(files.values()):
+        return True
+    return any(files.get(name) and proof.match(_begin(storage.join(url, name))) for name, proof in _PROOFS.items())
+
+
+def _begin(url: str) -> str:
+    with storage.open_read(url) as file:
+        return bytes(file.read(1 << 16)).decode(errors="replace")
 
 
 def _claim(folder: RunFolder, params: LogParams, resuming: bool) -> IO[str]:
     refuse_existing(folder, params, resuming)
-    if not resuming and folder.path.exists() and any(folder.path.iterdir()):
-        lock_run_folder(folder.path, patience=0).close()
-        shutil.rmtree(folder.path)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    return lock_run_folder(folder.path)
+    lock = lock_run_folder(folder.path, patience=60.0 if resuming else 0.0)
+    if not resuming:
+        try:
+            refuse_existing(folder, params, resuming)  # now that nobody else can begin there
+            logs = () if params.overwrite else ("out.log",)  # what a run said that ended before its first step
+            files = [name for name in removed_by_overwrite(storage.contents(folder.path)) if name not in (LOCK, *logs)]
+            storage.remove_files(folder.path, files)
+            folder.checkpoints.mkdir(exist_ok=True)
+        except BaseException:
+            lock.close()
+            raise
+    return lock
 
 
 def start_logging(folder: RunFolder, params: LogParams, world: World) -> None:

@@ -49,6 +49,7 @@ class RunStates(Nothing):
         self._agreement = Agreement(2) if asynchronous or plan.every_minutes else None
         self._saved_step, self._saved_at = -1, time.monotonic()
         self._passing: set[int] = set()
+        self._staying: set[int] = set()
 
     def after_step(self, position: Position, result: StepResult) -> None:
         """Save at every --save-every-steps and when --save-every-minutes have passed on the first process's clock."""
@@ -105,5 +106,8 @@ class RunStates(Nothing):
         """On the first process, in the thread that wrote: what the new run state makes superfluous."""
         there = {step_of(state): state for state in run_states(self.folder)}
         for step in self.plan.superseded(there, step_of(saved), self._passing):
-            remove_run_state(there[step])
-            logging.info(f"Deleted {there[step]}")
+            if not (foreign := remove_run_state(there[step])):
+                logging.info(f"Deleted {there[step]}")
+            elif step not in self._staying:
+                logging.warning(f"{there[step]}: stays, since {', '.join(foreign[:3])} in it was not written by a run")
+                self._staying.add(step)

@@ -25,6 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from open_lm import storage  # noqa: E402
 from open_lm.checkpoint.part_reader import load_tensors  # noqa: E402
 from open_lm.checkpoint.run_state import RunState, read_run_state, state_tensors  # noqa: E402
 from open_lm.checkpoint.state_writer import StateWriter  # noqa: E402
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     try:
         topics, _ = parse_topics((Options,), argv, prog="checkpoint.py", description="Measures saving and loading run states.")
+        given: Any = topics[Options]
+        if problems := storage.unwritable("--json", given.json) + storage.unwritable("--folder", given.folder, folder=True):
+            raise UserError(problems)
     except UserError as error:
         print("\n".join(error.problems), file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from open_lm import storage  # noqa: E402
 from open_lm.evaluation.foundry import environment as foundry_environment  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 from scripts.bench import command, machine  # noqa: E402
@@ -116,6 +117,7 @@ def _check(options: BenchOptions) -> None:
     problems = [f"--parts {part}: choose from {', '.join(PARTS)}" for part in options.parts.split(",") if part not in PARTS]
     if options.shared is None or not (Path(options.shared) / "data/eval").is_dir():
         problems.append(f"--shared {options.shared}: give the folder that holds data/eval")
+    problems += storage.unwritable("--json", options.json) + storage.unwritable("--work-dir", options.work_dir, folder=True)
     counts = ("repeats", "large_repeats", "rows", "large_rows", "foundry_questions", "large_foundry_questions", "threads")
     problems += [f"--{name.replace('_', '-')} {value}: give more than 0" for name in counts if (value := getattr(options, name)) < 1]
     if foundry_environment.find_python() is None:

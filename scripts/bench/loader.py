@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 from scripts.bench import command, machine  # noqa: E402
 from scripts.bench import loader_figures as figures  # noqa: E402
@@ -80,6 +81,7 @@ def _work() -> command.Report:
     parts = tuple(part for part in options.parts.split(",") if part)
     problems = [f"--parts {part}: choose from {', '.join(PARTS)}" for part in parts if part not in PARTS]
     problems += [f"--repeats {options.repeats}: give more than 0"] if options.repeats < 1 else []
+    problems += storage.unwritable("--json", options.json) + storage.unwritable("--work-dir", options.work_dir, folder=True)
     if problems:
         raise UserError(problems)
     with tempfile.TemporaryDirectory(prefix="bench-loader-", dir=options.work_dir) as folder:

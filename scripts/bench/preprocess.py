@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 from open_lm.tokenizer import load_tokenizer  # noqa: E402
 from open_lm.tokens.memory import default_limit  # noqa: E402
@@ -112,6 +113,7 @@ def _bench(options: BenchOptions) -> Iterator[Bench]:
         problems += [f"{flag} {value}: give more than 0"] if value <= 0 else []
     if not Path(options.tokenizer).is_file():
         problems.append(f"--tokenizer {options.tokenizer}: no such file; give a tokenizer.json")
+    problems += storage.unwritable("--json", options.json) + storage.unwritable("--work-dir", options.work_dir, folder=True)
     if problems:
         raise UserError(problems)
     work = Path(options.work_dir or cache_folder() / "bench").resolve()

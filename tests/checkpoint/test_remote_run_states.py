@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from open_lm import storage
 from open_lm.checkpoint import state_folder
 from open_lm.checkpoint.part_reader import load_tensors
 from open_lm.checkpoint.run_state import RunState, newest_run_state, read_run_state
@@ -108,3 +109,33 @@ def test_any_file_system_of_fsspec_will_do() -> None:
     assert_reads(url, 7)
     remove_run_state(url)
     assert newest_run_state("memory://states/run") is None
+
+
+def test_a_foreign_file_in_a_run_state_is_never_removed(tmp_path: Path, s3: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in (str(tmp_path / "run"), s3.url("run")):
+        url = save_run_state(folder, tensors(1), state(5))
+        mine = storage.join(url, "mine.txt")
+        storage.write_bytes(mine, b"mine")
+        save_run_state(folder, tensors(2), state(5))  # the same step again
+        assert_reads(url, 2)
+        before = [stored.url for stored in storage.list_files(url + "/")]
+        assert remove_run_state(url) == ["mine.txt"]
+        assert [stored.url for stored in storage.list_files(url + "/")] == before and mine in before
+        storage.write_bytes(storage.join(folder, "latest"), b"my latest thoughts") if storage.is_remote(folder) else None
+    assert s3.get("run/latest") == b"my latest thoughts"
+    save_run_state(s3.url("run"), tensors(3), state(6))
+    assert s3.get("run/latest") == b"my latest thoughts" and "latest: is not what a run makes, and stays" in caplog.text
+    latest, left = tmp_path / "run/latest", tmp_path / "run/.step_6.ab.tmp"
+    latest.unlink()
+    latest.write_text("mine")
+    left.mkdir()
+    for name in ("0_0-ab.distcp", "mine.txt"):
+        (left / name).touch()
+    (tmp_path / "run/.step_notes.tmp").touch()
+    save_run_state(str(tmp_path / "run"), tensors(3), state(7))
+    remove_leftovers(str(tmp_path / "run"))
+    assert latest.read_text() == "mine" and (left / "mine.txt").exists() and (tmp_path / "run/.step_notes.tmp").exists()
+    (tmp_path / "run/step_8").write_text("mine")
+    with pytest.raises(SaveError, match="step_8: is not what a run makes; move it away"):
+        save_run_state(str(tmp_path / "run"), tensors(3), state(8))
+    assert (tmp_path / "run/step_8").read_text() == "mine"

@@ -131,7 +131,7 @@ def test_asking_for_a_cache_makes_nothing_and_finds_out_whether_it_can_be_made(t
     assert cache_config(str(tmp_path / "new/deep"), "1 GB").folder == tmp_path / "new/deep"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"--data-cache .*/file/c: can't be used: .*/file is no folder"):
+    with pytest.raises(ValueError, match=r"--data-cache .*/file/c: .*/file is a file; name another folder"):
         cache_config(str(tmp_path / "file/c"), None)
 
 
@@ -184,5 +184,6 @@ def test_a_private_folder_goes_with_its_process_or_with_the_next_one(repo: Path,
     left = run("killed")
     assert left.exists()
     os.utime(left / "owner", (1, 1))
+    (left / "thesis.tex").write_text("mine")
     run()
-    assert not left.exists()
+    assert [path.name for path in left.iterdir()] == ["thesis.tex"]

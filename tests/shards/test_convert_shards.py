@@ -214,7 +214,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_with_the_same_bytes(tmp_path
     assert not list((tmp_path / "out").rglob("manifest.jsonl")) and not (tmp_path / "out" / "stats.json").exists()
     with (tmp_path / "out" / RECORD).open("a") as file:
         file.write('{"name": "1/shard')  # a line cut by the kill
-    (tmp_path / "out" / "0" / ".shard-0000000.tar.x.tmp").write_bytes(b"half")
+    (tmp_path / "out" / "0" / ".shard-0000000.tar.abcd_123.tmp").write_bytes(b"half")
     assert run(given, tmp_path / "out", "npy").kept == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert run(given, tmp_path / "out", "npy").kept == 3
@@ -340,3 +340,32 @@ def test_joined_tars_are_converted_whole_and_cut_ones_and_links_to_nothing_refus
     with pytest.raises(ValueError, match=r"^--input-dir .*/a\.tar: is a link to gone, which can't be opened"):
         run(tmp_path / "in", tmp_path / "no", "npy")
     assert manifest_command([str(tmp_path / "in")]) == 2
+
+
+def test_what_no_conversion_made_is_never_removed(tmp_path: Path) -> None:
+    rows = np.zeros((3, 4), np.uint16)
+    write_shard(tmp_path / "in/a.tar", "txt", rows)
+    out = tmp_path / "out"
+    run(tmp_path / "in", out, "npy")
+    for name in ("tokenizer.json", ".mine.tmp", ".mine.tar.tmp"):
+        (out / name).write_text("mine")
+    run(tmp_path / "in", out, "npy")
+    run(tmp_path / "in", out, "json.gz", overwrite=True)
+    assert {name: (out / name).read_text() for name in ("tokenizer.json", ".mine.tmp", ".mine.tar.tmp")} == dict.fromkeys(
+        ("tokenizer.json", ".mine.tmp", ".mine.tar.tmp"), "mine"
+    )
+    (tmp_path / "in/tokenizer.json").write_text("another")
+    with pytest.raises(ValueError, match="holds a tokenizer.json that no conversion made; move it away"):
+        run(tmp_path / "in", out, "json.gz")
+    record = (out / RECORD).read_text()
+    (out / RECORD).write_text(record.replace('"name": "a"', '"name": "../in/a"'))
+    with pytest.raises(ValueError, match="is outside of the folder"):
+        run(tmp_path / "in", out, "npy", overwrite=True)
+    assert (tmp_path / "in/a.tar").exists()
+
+
+def test_a_conversion_that_fails_at_once_takes_no_folder(tmp_path: Path) -> None:
+    write_shard(tmp_path / "in/a.tar", "txt", np.full((3, 4), 9, np.uint16))
+    with pytest.raises(ValueError):
+        run(tmp_path / "in", tmp_path / "out", "npy", data_key="json")
+    run(tmp_path / "in", tmp_path / "out", "npy")

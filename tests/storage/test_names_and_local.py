@@ -86,3 +86,23 @@ def test_every_writer_names_its_file_the_room_and_the_remedy_of_a_full_disk(repo
         assert re.search(rf"{tmp_path}/{re.escape(file)}\S*: No space left on device: .*; make room in {tmp_path}$", told), told
     assert "4.19 MB are needed, 4.19 MB more than there is room for" in lines[0] and "4.19 MB are needed" in lines[1]
     assert done.stderr.count("\n") == 1 and f"the log gets no more lines: {tmp_path}/out.log: No space left" in done.stderr
+
+
+def test_what_can_t_be_written_is_one_line_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("absent")
+    said = [
+        storage.unwritable("--out", str(tmp_path / name), folder)
+        for name, folder in (("file/x", False), ("file", True), ("nowhere/x", True), (".", False), ("a/b/c", True), ("file", False))
+    ]
+    assert said == [
+        [f"--out {tmp_path}/file/x: {tmp_path}/file is a file; name another file"],
+        [f"--out {tmp_path}/file: is a file; name another folder"],
+        [f"--out {tmp_path}/nowhere/x: {tmp_path}/nowhere is a link that leads nowhere; name another folder"],
+        [f"--out {tmp_path}: is a folder; name a file"],
+        [],
+        [],
+    ]
+    assert "can't be written: /proc" in storage.unwritable("--out", "/proc/x/y")[0]
+    assert storage.unwritable("--out", "s3://b/x", urls=True) == [] and "must be a local" in storage.unwritable("--out", "s3://b/x")[0]
+    assert sorted(storage.contents(tmp_path)) == ["file", "nowhere"]

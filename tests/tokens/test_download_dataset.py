@@ -83,7 +83,7 @@ def test_a_killed_download_ends_with_the_bytes_of_an_undisturbed_one(
 
     def dying(task: module._Task) -> Written:
         if len(tasks) == 1:
-            (tmp_path / "out/train/.00001.jsonl.zst.abc.tmp").write_bytes(b"half")
+            (tmp_path / "out/train/.00001.jsonl.zst.abcd_123.tmp").write_bytes(b"half")
             raise OSError("the network is gone")
         tasks.append(task.number)
         return real(task)
@@ -113,9 +113,24 @@ def test_a_complete_download_is_left_alone_and_another_one_is_refused(dataset: P
 def test_a_folder_with_other_things_is_refused(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").write_text("x")
-    with pytest.raises(ValueError, match=r"--output-dir .*out: is not empty.*--overwrite"):
-        run(dataset, tmp_path / "out")
-    assert stored(tmp_path / "out") == {"precious": b"x"}
+    (tmp_path / "out/train").mkdir()
+    (tmp_path / "out/train/00000.jsonl.zst").write_text("mine")
+    before = stored(tmp_path / "out")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"--output-dir .*out: is not empty, and no download.json tells that this program wrote there"):
+            run(dataset, tmp_path / "out", overwrite=overwrite)
+    assert stored(tmp_path / "out") == before
+
+
+def test_a_download_that_finds_nothing_takes_no_folder_and_leaves_files_of_others(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="check --text-key"):
+        run(dataset, tmp_path / "out", text_key="body")
+    (tmp_path / "out/.parts/mine.json").write_text("mine")
+    (tmp_path / "out/train").mkdir(exist_ok=True)
+    (tmp_path / "out/train/.mine.tmp").write_text("mine")
+    assert run(dataset, tmp_path / "out").total
+    assert run(dataset, tmp_path / "out", num_files=1, overwrite=True).total
+    assert (tmp_path / "out/.parts/mine.json").exists() and (tmp_path / "out/train/.mine.tmp").exists()
 
 
 @pytest.mark.parametrize("most, files", [(1, 3), (100, 1), (130, 3), (1000, 2)])

@@ -11,6 +11,7 @@ import pytest
 from running import run
 from small_corpus import random_texts, stored_sequences, write_jsonl
 
+from open_lm import storage
 from open_lm.tokens import stages
 
 
@@ -173,3 +174,60 @@ def test_two_runs_at_one_output_are_an_error(tmp_path: Path, corpus: list[str], 
     folder = WorkFolder(work_folder(str(tmp_path / "out/32-v1"), None))
     with folder.locked(), pytest.raises(ValueError, match="another run is at work"):
         run(corpus, tokenizer_file, tmp_path / "out")
+
+
+def test_what_this_program_did_not_put_into_the_work_folder_stays_there(
+    tmp_path: Path, corpus: list[str], tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "out/.32-v1-work"
+    mine = [work / name for name in ("thesis.tex", ".thesis.tmp", "thesis.spill", "shards/thesis.json", "upload/thesis.tex")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    with pytest.raises(ValueError, match="--tokenizer|no such"):  # a job that has not begun removes its folder
+        run(corpus, tmp_path / "none.json", tmp_path / "out")
+    assert all(path.read_text() == "mine" for path in mine)
+    with monkeypatch.context() as patch:
+        stop_in("do_shard", patch, after=3)
+        with pytest.raises(OSError):
+            run(corpus, tokenizer_file, tmp_path / "out")
+    run(corpus, tokenizer_file, tmp_path / "out", seed=1, overwrite=True)
+    run(corpus, tokenizer_file, tmp_path / "whole", seed=1)
+    assert stored_sequences(tmp_path / "out/32-v1") == stored_sequences(tmp_path / "whole/32-v1")
+    assert sorted(path for path in work.rglob("*") if path.is_file()) == sorted(mine)
+
+
+def test_shards_of_which_nothing_says_that_this_program_wrote_them_are_not_overwritten(
+    tmp_path: Path, corpus: list[str], tokenizer_file: Path
+) -> None:
+    theirs = tmp_path / "out/32-v1/0/shard-0000000.tar"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    for stats in (None, "{}", '{"job": "mine"}'):
+        if stats:
+            (tmp_path / "out/32-v1/stats.json").write_text(stats)
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=r"32-v1 holds 0/shard-0000000.tar and no stats.json .*; nothing is removed: move it away"):
+                run(corpus, tokenizer_file, tmp_path / "out", overwrite=overwrite)
+    assert theirs.read_text() == "mine" and [path.name for path in (tmp_path / "out").iterdir()] == ["32-v1"]
+
+
+def test_an_overwrite_that_is_killed_while_it_removes_can_be_given_again(
+    tmp_path: Path, corpus: list[str], tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(corpus, tokenizer_file, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        remove, left = storage.remove, [2]
+
+        def failing(url: str) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            remove(url)
+
+        patch.setattr(storage, "remove", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tokenizer_file, tmp_path / "out", seed=1, overwrite=True)
+    with pytest.raises(ValueError, match="holds the shards of another command"):
+        run(corpus, tokenizer_file, tmp_path / "out", seed=1)
+    run(corpus, tokenizer_file, tmp_path / "out", seed=1, overwrite=True)

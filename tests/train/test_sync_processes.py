@@ -83,7 +83,7 @@ def test_a_run_of_this_name_in_the_copy_is_not_written_over(
     assert main_here("a", *sync) == 0
     shutil.rmtree(bench.folder / "logs/a")
     assert main_here("a", *sync) == 2
-    assert "holds a run of this name; use another --name, --resume latest" in capsys.readouterr().err
+    assert "there/a exists; use another name, --resume latest" in capsys.readouterr().err
     assert not (bench.folder / "logs/a").exists()
     assert main_here("a", *sync, "--overwrite", "--epochs", "1") == 0
     assert whole_states(RemoteFolder(str(tmp_path / "there"), "a").files()) == [10]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from open_lm import storage
 from open_lm.params.fields import UserError
 from open_lm.tokenizer import DEFAULT_TOKENIZER, Engine
 
@@ -113,6 +114,8 @@ def validate(options: InstructOptions) -> None:
         problems.append(f"--max-bad-fraction {inputs.max_bad_fraction}: give a share from 0 to 1")
     if not output.output_dir:
         problems.append("--output-dir: missing; give a folder")
+    problems += storage.unwritable("--output-dir", output.output_dir, folder=True, urls=True)
+    problems += storage.unwritable("--temp-dir", options.run.temp_dir, folder=True)
     if options.template.template_date is not None:
         try:
             date.fromisoformat(options.template.template_date)

@@ -16,7 +16,7 @@ from open_lm.tokens.reading.text_stream import READ, GzipStream, PlainStream, Te
 FRAME_BYTES = 4 << 20
 """Text of a zstd frame of the copy. A block of it needs the frame before it too, for one byte, so frames are small beside blocks."""
 
-_NAME = "stdin.jsonl.zst"
+SPOOLED = "stdin.jsonl.zst"
 _LEVEL = 1
 _ZSTD, _SKIPPABLE, _GZIP = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18", b"\x1f\x8b"
 
@@ -32,7 +32,7 @@ def spool_stdin(folder: str | Path, stream: IO[bytes] | None = None) -> InputFil
     source = _text_of(sys.stdin.buffer if stream is None else stream)
     checksum = hashlib.sha256()
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-    target = Path(folder) / _NAME
+    target = Path(folder) / SPOOLED
     with atomic_write(target) as out:
         frame = _read_whole(source, FRAME_BYTES)
         while frame or not out.tell():  # nothing is one frame as well

@@ -217,13 +217,9 @@ def _numbers(number: int) -> tuple[int, int]:
 
 
 def _check_request(output: str | Path, vocab_size: int, sample_bytes: int | None, overwrite: bool) -> Path:
-    problems = []
-    if storage.is_remote(str(output)):
-        problems.append(f"--output {output}: must be a local file; copy it when it is made")
+    problems = storage.unwritable("--output", str(output))
     path = Path(output).expanduser()
-    if path.is_dir():
-        problems.append(f"--output {output}: is a folder; name a file in it, such as {path / 'tokenizer.json'}")
-    elif path.exists() and not overwrite:
+    if path.is_file() and not overwrite:
         remedy = "a tokenizer belongs to the shards made with it: choose another name or add --overwrite"
         problems.append(f"--output {output}: exists already; {remedy}")
     if vocab_size < SMALLEST_VOCABULARY:

@@ -151,6 +151,8 @@ def build_corpus(
     """
     if not 0 < heldout_fraction < 1:
         raise ValueError(f"--heldout-fraction {heldout_fraction}: give a number between 0 and 1")
+    if problems := storage.unwritable("--output-dir", str(output_dir), folder=True):
+        raise ValueError(problems[0])
     train_path, heldout_path = Path(output_dir) / TRAIN_NAME, Path(output_dir) / HELDOUT_NAME
     existing = next((path for path in (train_path, heldout_path) if path.exists()), None)
     if existing and not overwrite:

@@ -33,7 +33,7 @@ FRAME_BYTES = 4 << 20
 """Text of a zstd frame, each with its size, so that several workers can read one file."""
 _LEVEL = 3
 _PARTS = ".parts"
-_OURS = re.compile(r"\d{5,}\.jsonl\.zst|\.\d{5,}\.jsonl\.zst\.[^/]+\.tmp")
+_OURS = re.compile(rf"{NOTE}|({'|'.join(SPLITS)})/(\d{{5,}}\.jsonl\.zst)?|{re.escape(_PARTS)}/(\d{{5,}}\.json)?")
 _NAMED_REFUSALS = 20
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,7 @@ def download(
         why = f"; the first is {total.refusals[0]}" if total.refusals else ""
         raise ValueError(f"--dataset: {counted(total.refused, 'document')}, none of them with a text{why}; check --text-key and --id-key")
     _note(place, asked, total)
-    for path in (place / _PARTS).glob("*"):
-        path.unlink()
-    (place / _PARTS).rmdir()
+    storage.remove_files(place, [name for name in _ours(place) if name.startswith(_PARTS)])
     return total
 
 
@@ -156,20 +154,19 @@ def _claim(place: Path, asked: Mapping[str, Any], overwrite: bool) -> Written | 
         ValueError: the folder holds something else.
     """
     note = place / NOTE
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"--output-dir {place}: is a file; give a folder")
     before, written = _read_note(note)
     if before == asked:
-        _remove_left_overs(place)
+        storage.remove_files(place, [name for name in _ours(place) if storage.finished_name(name) != name])  # of a killed process
         return written
-    if before is not None and not overwrite:
+    if before is not None and not overwrite and any(name.endswith(".zst") for name in _ours(place)):  # not one that failed at once
         differing = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
         what = ", ".join("the dataset's files" if name == "files" else f"--{name.replace('_', '-')}" for name in differing)
         raise ValueError(f"--output-dir {place}: holds another download (other {what}); choose another folder or add --overwrite")
-    if place.is_dir() and any(place.iterdir()):
-        if not overwrite:
-            raise ValueError(f"--output-dir {place}: is not empty; choose another folder or add --overwrite")
-        _remove_ours(place)
+    if before is None and place.is_dir() and any(place.iterdir()):
+        raise ValueError(f"--output-dir {place}: is not empty, and no {NOTE} tells that this program wrote there; choose another folder")
+    if before is not None:
+        _note(place, {}, None)  # ours, and of no command, whenever this ends
+        storage.remove_files(place, [name for name in _ours(place) if name != NOTE])
     _note(place, asked, None)
     return None
 
@@ -183,19 +180,9 @@ def _read_note(note: Path) -> tuple[dict[str, Any] | None, Written | None]:
         return None, None
 
 
-def _remove_ours(place: Path) -> None:
-    (place / NOTE).unlink(missing_ok=True)
-    for folder in (*SPLITS, _PARTS):
-        for path in sorted((place / folder).glob("*")) + sorted((place / folder).glob(".*")):
-            if folder == _PARTS or _OURS.fullmatch(path.name):
-                path.unlink()
-
-
-def _remove_left_overs(place: Path) -> None:
-    """Remove what a killed process left of unfinished files."""
-    for path in place.glob("*/.*.tmp"):
-        if path.parent.name in (*SPLITS, _PARTS):
-            path.unlink()
+def _ours(place: Path) -> list[str]:
+    """What this program wrote into the folder, or left unfinished."""
+    return [name for name in storage.contents(place) if _OURS.fullmatch(storage.finished_name(name))]
 
 
 def _note(place: Path, asked: Mapping[str, Any], written: Written | None) -> None:

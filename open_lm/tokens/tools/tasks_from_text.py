@@ -180,8 +180,9 @@ def write_tasks(
     if questions < 1:
         raise ValueError(f"--questions {questions}: give 1 or more")
     folder = Path(output_dir)
-    if (folder / YAML_NAME).exists() and not overwrite:
-        raise ValueError(f"--output-dir {output_dir}: {YAML_NAME} exists already; choose another folder or add --overwrite")
+    existing = [name for name in (YAML_NAME, "next_line.jsonl", "finish_line.jsonl") if (folder / name).exists()]
+    if existing and not overwrite:
+        raise ValueError(f"--output-dir {output_dir}: {existing[0]} exists already; choose another folder or add --overwrite")
     documents = split_lines(texts)
     statistics = WordStatistics(documents)
     tables = {

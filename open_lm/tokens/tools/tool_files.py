@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from open_lm import storage
-from open_lm.params.fields import UserError
 from open_lm.tokens.reading.inputs import STDIN
 from open_lm.tokens.reading.stdin import spool_stdin
 
@@ -15,22 +14,14 @@ def spooled(patterns: Sequence[str], folder: str) -> list[str]:
     return [spool_stdin(folder).path if pattern == STDIN else pattern for pattern in patterns]
 
 
-def refuse_existing(outputs: Mapping[str, str | None], overwrite: bool) -> None:
-    """Raises UserError for every local path, by its flag, that can't be written: remote, a folder, or there already."""
+def output_problems(outputs: Mapping[str, str | None], overwrite: bool) -> list[str]:
+    """What stands in the way of writing files, by their flags: a name that can't be written, or that is there already."""
     problems = []
     for flag, output in outputs.items():
-        if output is None:
-            continue
-        if storage.is_remote(output):
-            problems.append(f"{flag} {output}: must be a local file; copy it when it is made")
-            continue
-        path = storage.local_path(output)
-        if path.is_dir():
-            problems.append(f"{flag} {output}: is a folder; name a file")
-        elif path.exists() and not overwrite:
+        problems += storage.unwritable(flag, output)
+        if output and not storage.is_remote(output) and storage.local_path(output).is_file() and not overwrite:
             problems.append(f"{flag} {output}: exists already; choose another name or add --overwrite")
-    if problems:
-        raise UserError(problems)
+    return problems
 
 
 def write_file(output: str, data: bytes) -> None:
