@@ -67,6 +67,8 @@ class Tokenizer:
             raise ValueError(f"--tokenizer {name}: not a tokenizer.json: {error}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
+        if eot_token and (problem := text_problem(eot_token)) is not None:
+            raise ValueError(f"--eot-token: {problem}")
         about = self._read(declared)
         eos, pad = (self._known(about.get(key)) for key in ("eos_token", "pad_token"))
         found = (self.backend.token_to_id(t) for t in ((eot_token,) if eot_token else (eos,) if eos else END_OF_TEXT_NAMES))

@@ -190,7 +190,7 @@ def read_yaml(data: bytes | str, text_keys: Collection[str] = ()) -> Any:
             return node
 
     try:
-        return yaml.load(text, Loader)
+        return Loader(text).get_single_data()
     except NotTakenError:
         raise
     except RecursionError:
