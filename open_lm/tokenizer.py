@@ -72,6 +72,8 @@ class Tokenizer:
             raise ValueError(f"--tokenizer {name}: not a tokenizer.json: {error}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
+        if eot_token and (problem := text_problem(eot_token)) is not None:
+            raise ValueError(f"--eot-token: {problem}")
         about = self._read(declared)
         self.special = {name: token for name in about if name.endswith("_token") and (token := self._known(about[name]))}
         template = about.get("chat_template")

@@ -89,5 +89,7 @@ def test_half_a_surrogate_pair_is_a_mistake_with_its_place(folder: Path) -> None
     for encode in (lambda: tokenizer.encode("abc\ud800"), lambda: tokenizer.encode_batch(["a", "abc\udcff"])):
         with pytest.raises(ValueError, match=r"text \d of \d has half a surrogate pair .* at character 3"):
             encode()
+    with pytest.raises(ValueError, match=r"--eot-token: has half a surrogate pair .* at character 1"):
+        load_tokenizer(str(folder), "<\udcff>")
     with pytest.raises(TypeError):
         tokenizer.encode_batch([7])  # type: ignore[list-item]

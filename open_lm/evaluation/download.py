@@ -94,7 +94,7 @@ def git_hash(data: bytes) -> str:
 
 def read_sums(data: bytes) -> dict[str, str]:
     """sha256 by name, from the format of `sha256sum`."""
-    pairs = (line.split(maxsplit=1) for line in data.decode("utf-8").splitlines() if line.strip())
+    pairs = (line.split(maxsplit=1) for line in data.decode("utf-8-sig").splitlines() if line.strip())
     return {pair[1].lstrip("*").removeprefix(f"{FOLDER}/"): pair[0].lower() for pair in pairs if len(pair) == 2}
 
 

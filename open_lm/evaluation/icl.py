@@ -119,7 +119,7 @@ def _name(task: Task, rows: int) -> str:
 def _read_row(line: str, number: int, task: Task) -> Row:
     where = f"{task.dataset_uri} line {number}"
     try:
-        row = read_json(line, number)
+        row = read_json(line, number, part=True)
     except ValueError as error:
         raise ValueError(f"{task.dataset_uri} {error}") from None
     if not isinstance(row, dict):

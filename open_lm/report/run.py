@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from open_lm.report.data import DataView, read_data
+from open_lm.storage.yaml_json import read_json
 
 _PARAMETERS = re.compile(r" \| Model .*: ([\d,]+) parameters$", re.MULTILINE)
 _RESUMED = re.compile(r" \| Resumed from .*: step \d+, \d+ sequences, (\d+) tokens$", re.MULTILINE)
@@ -186,7 +187,7 @@ def read_scores(path: str | Path) -> Scores:
         ValueError: not such a file.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(Path(path).read_bytes())
         return {
             str(checkpoint): {
                 str(task): Score(float(s["accuracy"]), int(s.get("questions", 0)), _number(s.get("seconds"))) for task, s in tasks.items()

@@ -21,11 +21,12 @@ class NotTakenError(ValueError):
     """The text is well-formed and refused all the same."""
 
 
-def read_json(data: bytes | str, first_line: int = 1) -> Any:
+def read_json(data: bytes | str, first_line: int = 1, part: bool = False) -> Any:
     """The value of a JSON text whose objects give each key once.
 
     Args:
         first_line: number of the text's first line, for messages.
+        part: it is a part of a file, of which what the whole is need not be said.
     """
     twice = False
 
@@ -40,7 +41,8 @@ def read_json(data: bytes | str, first_line: int = 1) -> Any:
         value = json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         line, character = _place(text, error.pos)
-        raise ValueError(_unless_another(data, f"line {first_line + line}: is not JSON: {error.msg}, at character {character}")) from None
+        problem = f"line {first_line + line}: is not JSON: {error.msg}, at character {character}"
+        raise ValueError(problem if part else _unless_another(data, problem)) from None
     except ValueError as error:
         raise ValueError(_unless_another(data, str(error))) from None
     except RecursionError:
@@ -190,7 +192,7 @@ def read_yaml(data: bytes | str, text_keys: Collection[str] = ()) -> Any:
             return node
 
     try:
-        return yaml.load(text, Loader)
+        return Loader(text).get_single_data()
     except NotTakenError:
         raise
     except RecursionError:

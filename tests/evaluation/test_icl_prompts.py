@@ -203,6 +203,7 @@ def test_rows_that_other_programs_write_are_read_and_half_a_character_is_named(t
     ("kind", "line", "words"),
     [
         ("language_modeling", "{", "is not JSON"),
+        ("language_modeling", "no row", "is not JSON"),
         ("multiple_choice", '{"query": "a", "choices": ["b"], "gold": 0, "query": "c"}', "the key 'query' is given twice"),
         ("language_modeling", "[]", "not a JSON object"),
         ("language_modeling", '{"context": "a"}', "'continuation'"),

@@ -193,8 +193,16 @@ def test_conversations_longer_than_a_row(long: str, tmp_path: Path, tokenizer: P
 
 def test_options_that_cannot_be_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        make([], tmp_path, "", prompt_key="q", template_date="today", seq_len=0, max_bad_fraction=2)
-    flags = ("--input-files", "--response-key", "--max-bad-fraction 2", "--output-dir", "--template-date today", "--seq-len 0")
+        make([], tmp_path, "", prompt_key="q", template_date="today", seq_len=0, max_bad_fraction=2, separator="->\udcff")
+    flags = (
+        "--separator: has half a surrogate pair",
+        "--input-files",
+        "--response-key",
+        "--max-bad-fraction 2",
+        "--output-dir",
+        "--template-date today",
+        "--seq-len 0",
+    )
     assert len(caught.value.problems) == len(flags) and all(flag in str(caught.value) for flag in flags)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from open_lm import storage
 from open_lm.params.fields import UserError
-from open_lm.tokenizer import DEFAULT_TOKENIZER, Engine
+from open_lm.tokenizer import DEFAULT_TOKENIZER, Engine, text_problem
 
 LossOn = Literal["assistant", "last", "all"]
 Long = Literal["split", "truncate", "drop"]
@@ -110,6 +110,8 @@ def validate(options: InstructOptions) -> None:
             problems.append(f"{flag}: is empty; give the name of a field, or leave the flag out")
     if (inputs.prompt_key is None) != (inputs.response_key is None):
         problems.append("--prompt-key, --response-key: one is given without the other; give both or neither")
+    if (problem := text_problem(options.template.separator)) is not None:
+        problems.append(f"--separator: {problem}")
     if not 0 <= inputs.max_bad_fraction <= 1:
         problems.append(f"--max-bad-fraction {inputs.max_bad_fraction}: give a share from 0 to 1")
     if not output.output_dir:
