@@ -27,7 +27,7 @@ from open_lm.evaluation.tasks_in_training import lost_scores
 from open_lm.model.attention import Kernel, get_kernel
 from open_lm.model.config import ModelConfig, model_config_from
 from open_lm.model.transformer import Transformer
-from open_lm.model.zoo import NoSuchModelFile, get_model_config
+from open_lm.model.zoo import NoSuchModelFile, get_model_config, model_name
 from open_lm.params import ModelParams, Params, Problems
 from open_lm.params.fields import counted
 from open_lm.scoring import ARCHITECTURE, as_built, check_same, check_tokens, find_tasks, tasks_config
@@ -288,8 +288,8 @@ def vocabulary_note(params: Params, config: ModelConfig, data: TrainData, new: b
         return []
     unused = (size - tokenizer.vocab_size) * config.hidden_dim * (1 if config.weight_tying else 2)
     return [
-        f"--model {params.model.model}: has a vocabulary of {size}, the tokenizer {tokenizer.vocab_size} ids: {unused:,} parameters are "
-        f"of no use; give a model.json with vocab_size {-(-tokenizer.vocab_size // 64) * 64}"
+        f"--model {model_name(params.model.model)}: has a vocabulary of {size}, the tokenizer {tokenizer.vocab_size} ids: {unused:,} "
+        f"parameters are of no use; give a model.json with vocab_size {-(-tokenizer.vocab_size // 64) * 64}"
     ]
 
 
