@@ -80,21 +80,23 @@ def generate(
     new: list[list[int]] = [[] for _ in prompts]
     active, cache = list(range(len(prompts))), KeyValueCache()
     logits = next_logits(model, prompts, cache).cpu()
-    for step in Progress("generating", max_new_tokens, "tokens").over(range(max_new_tokens)):
-        going = []
-        for row, i in enumerate(active):
-            chosen = choose(logits[row], sampling, generators[i])
-            if chosen == eot_id:
-                continue
-            new[i].append(chosen)
-            if len(prompts[i]) + len(new[i]) < limit and not (stop and stop(new[i])):
-                going.append(row)
-        if not going or step + 1 == max_new_tokens:
-            break
-        if len(going) < len(active):
-            active = [active[row] for row in going]
-            cache.keep_rows(torch.tensor(going, device=next(model.parameters()).device))
-        logits = next_logits(model, [new[i][-1:] for i in active], cache).cpu()
+    with Progress("generating", max_new_tokens, "tokens") as shown:
+        for step in range(max_new_tokens):
+            shown.done = step
+            going = []
+            for row, i in enumerate(active):
+                chosen = choose(logits[row], sampling, generators[i])
+                if chosen == eot_id:
+                    continue
+                new[i].append(chosen)
+                if len(prompts[i]) + len(new[i]) < limit and not (stop and stop(new[i])):
+                    going.append(row)
+            if not going or step + 1 == max_new_tokens:
+                break
+            if len(going) < len(active):
+                active = [active[row] for row in going]
+                cache.keep_rows(torch.tensor(going, device=next(model.parameters()).device))
+            logits = next_logits(model, [new[i][-1:] for i in active], cache).cpu()
     return new
 
 

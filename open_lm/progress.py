@@ -66,7 +66,7 @@ class Progress:
         self.began = time.monotonic()
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; each is counted when the next is asked for."""
+        """The items, which cost time to get; each is counted when the next is asked for. A loop whose body may fail counts in a `with`."""
         with self:
             for item in items:
                 yield item
@@ -160,7 +160,8 @@ class _Shown:
             looked = time.monotonic()
             with self.lock:  # nothing that was closed is looked at
                 for one in self.open:
-                    one.done = one.look() if one.look else one.done
+                    if one.look:
+                        one.done = one.look()
             pause = max(_BETWEEN_LOOKS, 20 * (time.monotonic() - looked))  # looking must cost little
             terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
             with self.lock:

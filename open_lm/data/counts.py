@@ -116,17 +116,18 @@ def _scanned(folder: Path, shards: Sequence[Path], key: str) -> dict[str, ShardC
     cache = _cache_file(str(folder.resolve()), key)
     remembered = _read_cache(cache, (int, int, int))
     counts, fresh = {}, 0
-    for shard in Progress("counting sequences", len(shards), "shards").over(shards):
-        if not shard.is_file():
-            raise ValueError(f"{shard}: no such file, and no manifest says how many sequences would be lost with it")
-        status = shard.stat()
-        state = [status.st_size, status.st_mtime_ns]
-        if remembered.get(shard.name, [])[:2] != state:
-            if fresh == 0:
-                _log.info(f"{folder}: counting the sequences of shards that no manifest names")
-            remembered[shard.name] = [*state, read_index(shard, key).sequences]
-            fresh += 1
-        counts[shard.name] = ShardCount(remembered[shard.name][2], status.st_size)
+    with Progress("counting sequences", len(shards), "shards") as shown:
+        for shown.done, shard in enumerate(shards):
+            if not shard.is_file():
+                raise ValueError(f"{shard}: no such file, and no manifest says how many sequences would be lost with it")
+            status = shard.stat()
+            state = [status.st_size, status.st_mtime_ns]
+            if remembered.get(shard.name, [])[:2] != state:
+                if fresh == 0:
+                    _log.info(f"{folder}: counting the sequences of shards that no manifest names")
+                remembered[shard.name] = [*state, read_index(shard, key).sequences]
+                fresh += 1
+            counts[shard.name] = ShardCount(remembered[shard.name][2], status.st_size)
     if fresh:
         _write_cache(cache, remembered)
     return counts

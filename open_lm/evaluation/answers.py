@@ -18,6 +18,7 @@ from open_lm.evaluation.models import continue_prompts
 from open_lm.evaluation.precision import autocast
 from open_lm.evaluation.scorer import ScorerOptions, Shape, plan_batches
 from open_lm.evaluation.tasks import Task
+from open_lm.progress import Progress
 from open_lm.tokenizer import Tokenizer
 
 _ROOM_FOR_THOUGHT = 10
@@ -42,12 +43,14 @@ def generate_answers(
     batches = plan_batches([Shape(len(ids) + max_new_tokens) for ids in prompts], options.generated_tokens)
     device = next(model.parameters()).device
     found: dict[int, str] = {}
-    for batch in options.processes.share(batches, f"{task.name}: answers"):
-        ids = [prompts[i] for i in batch]
-        with autocast(device, options.precision):
-            new = continue_prompts(model, ids, max_new_tokens, eot_id, stop)
-        whole = new if eot_id == tokenizer.eot_id else with_ends(new, max_new_tokens, eot_id)
-        found.update({i: tokenizer.decode(row, skip_special_tokens=True) for i, row in zip(batch, whole, strict=True)})
+    with Progress(f"{task.name}: answers", len(batches) // options.processes.count, "batches") as shown:
+        for batch in options.processes.share(batches):
+            ids = [prompts[i] for i in batch]
+            with autocast(device, options.precision):
+                new = continue_prompts(model, ids, max_new_tokens, eot_id, stop)
+            whole = new if eot_id == tokenizer.eot_id else with_ends(new, max_new_tokens, eot_id)
+            found.update({i: tokenizer.decode(row, skip_special_tokens=True) for i, row in zip(batch, whole, strict=True)})
+            shown.done += 1
     merged = options.processes.merge(found)
     return [merged[index] for index in range(len(questions))]
 

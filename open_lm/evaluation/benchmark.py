@@ -89,16 +89,18 @@ def score_tasks(
     each whole task.
     """
     results: dict[str, Result] = {}
-    for task in Progress("tasks", len(tasks), "tasks").over(tasks):
-        start, found = time.perf_counter(), dict[str, Result]()
-        for data in load_data_sets(task, tokenizer, max_seq_len, limit):
-            if data.notice:
-                tell(data.notice)
-            right = grade(task, data, model, tokenizer, options)
-            now = time.perf_counter()
-            found[data.name] = Result(sum(right) / len(right), len(right), now - start)
-            report(data.name, found[data.name])
-            start = now
-        results |= found
-        done(task, found)
+    with Progress("tasks", len(tasks), "tasks") as shown:
+        for task in tasks:
+            start, found = time.perf_counter(), dict[str, Result]()
+            for data in load_data_sets(task, tokenizer, max_seq_len, limit):
+                if data.notice:
+                    tell(data.notice)
+                right = grade(task, data, model, tokenizer, options)
+                now = time.perf_counter()
+                found[data.name] = Result(sum(right) / len(right), len(right), now - start)
+                report(data.name, found[data.name])
+                start = now
+            results |= found
+            done(task, found)
+            shown.done += 1
     return results

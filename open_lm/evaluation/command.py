@@ -241,6 +241,8 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
             raise ValueError(environment.missing())
         _say(f"backend llm-foundry: in its own environment, {python.parents[1]}")
         environment.run_there(python, sys.argv[1:] if argv is None else argv, params.device)
+    if backend == "lm-eval":
+        os.environ["TQDM_DISABLE"] = "1"  # before it is imported: lm-eval's bars go to pipes, too
     hub = Problems()
     for name in params.hf_model:
         hub.attempt(hf_source, name)
@@ -277,16 +279,18 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
             write_table(results(), path, references)
 
     try:
-        for name, column in Progress("evaluation", len(columns), "models").over(columns.items()):
-            column.write = write
-            if not column.missing:
-                _say(f"{name}: nothing to score, --out holds all of it")
-            elif isinstance(file, FoundryFile):
-                _score_with_foundry(name, params, choice, replace(file, entries=tuple(column.missing)), column.add)
-            elif isinstance(file, TaskFile):
-                _score_natively(name, params, choice, replace(file, tasks=tuple(column.missing)), processes, column.add)
-            else:
-                _score_with_harness(name, params, choice, tuple(column.missing), column.add)
+        with Progress("evaluation", len(columns), "models") as shown:
+            for name, column in columns.items():
+                column.write = write
+                if not column.missing:
+                    _say(f"{name}: nothing to score, --out holds all of it")
+                elif isinstance(file, FoundryFile):
+                    _score_with_foundry(name, params, choice, replace(file, entries=tuple(column.missing)), column.add)
+                elif isinstance(file, TaskFile):
+                    _score_natively(name, params, choice, replace(file, tasks=tuple(column.missing)), processes, column.add)
+                else:
+                    _score_with_harness(name, params, choice, tuple(column.missing), column.add)
+                shown.done += 1
         write()
     finally:
         if _is_first() and (told := results()):

@@ -190,6 +190,7 @@ def score_harness_tasks(
     problem = hub_problem()
     if problem and not include_path and not _has_data():
         raise ValueError(_without_hub(tasks, problem))
+    datasets.disable_progress_bars()
     manager = _task_manager(tuple(tasks), include_path)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from open_lm.progress import Progress
-
 T = TypeVar("T")
 
 
@@ -19,10 +17,9 @@ class Processes:
     rank: int = 0
     count: int = 1
 
-    def share(self, batches: Sequence[T], what: str) -> Iterable[T]:
-        """This process's batches: every `count`-th, so that batches sorted by length are spread evenly. `what`: see `Progress`."""
-        mine = batches[self.rank :: self.count]
-        return Progress(what, len(mine), "batches").over(mine)
+    def share(self, batches: Sequence[T]) -> Iterable[T]:
+        """This process's batches: every `count`-th, so that batches sorted by length are spread evenly."""
+        return batches[self.rank :: self.count]
 
     def merge(self, found: Mapping[int, T]) -> dict[int, T]:
         """The findings of all processes together; every process must call it."""

@@ -22,6 +22,7 @@ from open_lm.evaluation.processes import Processes
 from open_lm.model.cache import KeyValueCache
 from open_lm.model.head import token_losses
 from open_lm.model.transformer import Transformer
+from open_lm.progress import Progress
 
 PAD = 0
 
@@ -113,8 +114,10 @@ def _score_all(model: nn.Module, requests: Sequence[Request], options: ScorerOpt
     found: dict[int, Score] = {}
     device = next(model.parameters()).device
     batches = plan_batches(shapes, options.scored_tokens(device))
-    for batch in options.processes.share(batches, what):
-        found.update(_score_batch(model, requests, [groups[i] for i in batch], options.precision))
+    with Progress(what, len(batches) // options.processes.count, "batches") as shown:
+        for batch in options.processes.share(batches):
+            found.update(_score_batch(model, requests, [groups[i] for i in batch], options.precision))
+            shown.done += 1
     return options.processes.merge(found)
 
 

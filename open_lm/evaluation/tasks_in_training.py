@@ -62,9 +62,9 @@ class _Company(Processes):
     step: InStep | None = None
     progress: Callable[[], None] = lambda: None
 
-    def share(self, batches: Sequence[T], what: str) -> Iterator[T]:
+    def share(self, batches: Sequence[T]) -> Iterator[T]:
         """As in `Processes`."""
-        for batch in super().share(batches, what):
+        for batch in super().share(batches):
             self.progress()
             yield batch
 

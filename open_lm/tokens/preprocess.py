@@ -17,6 +17,7 @@ from typing import Any
 from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
 from open_lm.params.fields import counted
+from open_lm.progress import Progress
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
 from open_lm.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
@@ -95,11 +96,13 @@ def preprocess(options: Options, sizes: Sizes = Sizes()) -> Counts | None:
         executor.start()
         work = _unit_work(options, files, encoder, tokenizer, memory, folder, sizes)
         job = _Job(options, files, tokenizer, memory, work, folder, places, wanted)
-        expected = _estimate(job)
+        with Progress("estimating"):
+            expected = _estimate(job)
         if options.run.dry_run:
             print(_in_words(job, expected))
             return None
-        executor.wait()
+        with Progress("starting the workers"):
+            executor.wait()
         counts = _do(job, expected, executor, started)
         folder.remove()
     return counts

@@ -22,6 +22,7 @@ from types import TracebackType
 from open_lm import storage
 from open_lm.checkpoint.state_folder import STATE_FILE, run_states
 from open_lm.params.fields import counted
+from open_lm.progress import Progress
 from open_lm.train.remote_folder import Record, RemoteFolder, signature, whole_states
 
 LATEST = "checkpoints/latest"
@@ -59,7 +60,8 @@ class RemoteSync:
             return
         logging.info(f"Remote sync: the last files go to {self.remote.url}")
         self._ending.set()
-        self._thread.join()
+        with Progress("remote sync"):
+            self._thread.join()
         if self.missing:
             logging.error(self.what_is_missing())  # also where the run ends with a code of its own
 

@@ -194,21 +194,23 @@ def score_entries(
         warnings.filterwarnings("ignore", message="No optimizer was specified")
         trainer = Trainer(model=composed, device=device, precision=precision, progress_bar=False, auto_log_hparams=False)
     results: dict[str, Result] = {}
-    for entry in Progress("tasks", len(file.entries), "tasks").over(file.entries):
-        with _scratch() as folder:
-            start, found = time.perf_counter(), dict[str, Result]()
-            evaluators = _evaluators(entry, theirs, options, file.batch_size, folder)
-            for evaluator in evaluators:
-                data = _dataset(evaluator)
-                name = _name(entry, evaluator)
-                said = notice(name, data.num_fewshot, len(data.dataset), data.trimmed, len(data), data.max_seq_len)
-                if said:
-                    tell(said)
-                found[name] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
-                report(name, found[name], data.longest)
-                start = time.perf_counter()
-        results |= found
-        done(entry, found)
+    with Progress("tasks", len(file.entries), "tasks") as shown:
+        for entry in file.entries:
+            with _scratch() as folder:
+                start, found = time.perf_counter(), dict[str, Result]()
+                evaluators = _evaluators(entry, theirs, options, file.batch_size, folder)
+                for evaluator in evaluators:
+                    data = _dataset(evaluator)
+                    name = _name(entry, evaluator)
+                    said = notice(name, data.num_fewshot, len(data.dataset), data.trimmed, len(data), data.max_seq_len)
+                    if said:
+                        tell(said)
+                    found[name] = _score(trainer, evaluator, METRICS[entry.icl_task_type], start)
+                    report(name, found[name], data.longest)
+                    start = time.perf_counter()
+            results |= found
+            done(entry, found)
+            shown.done += 1
     trainer.close()
     model.eval()  # the trainer leaves it as for training
     return results

@@ -15,6 +15,7 @@ from typing import Any
 
 from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
+from open_lm.progress import Progress
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
 from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer, load_tokenizer
@@ -116,7 +117,8 @@ def make_instruct(options: InstructOptions, sizes: Sizes = _SIZES) -> Summary:
         environment = {VARIABLE: json.dumps(asdict(encoder))}
         executor = stack.enter_context(LocalExecutor(memory.workers, ["open_lm.tokens.warm"], environment))
         executor.start()
-        executor.wait()
+        with Progress("starting the workers"):
+            executor.wait()
         summary = _do(_Job(options, files, tokenizer, work, folder, places, wanted), executor, started)
         folder.remove()
     return summary
