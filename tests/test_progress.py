@@ -90,3 +90,16 @@ def test_other_processes_of_torchrun_show_nothing(hasty: None, monkeypatch: pyte
     with Progress("reading", 10, "files") as bar:
         work(bar)
     assert sys.stderr.getvalue() == ""
+
+
+def test_an_error_takes_the_bar_away_and_what_is_counted_meanwhile_is_kept(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(ValueError), Progress("reading", 400, "files") as bar:
+        for _ in range(200):
+            bar.done += 1
+            time.sleep(0.001)
+        assert bar.done == 200
+        raise ValueError
+    print("the error", file=sys.stderr)
+    time.sleep(0.1)
+    assert BAR.search(sys.stderr.getvalue()) and seen(sys.stderr.getvalue()) == ["the error", ""]
