@@ -242,7 +242,7 @@ def _warnings(job: Job) -> Iterator[str]:
     yield from averager_changes(job.averagers_before, params.averaging.averagers, job.start.step) if job.resumed else ()
     warm = warmup_steps(params.optimizer.warmup, length)
     if warm > 1 and warm >= length.schedule_end(length.epochs) and not params.optimizer.skip_scheduler:
-        yield f"--warmup {warm}: the run has {length.total_steps} steps and never leaves its warm-up"
+        yield f"--warmup {warm}: the run has {counted(length.total_steps, 'step')} and never leaves its warm-up"
     if job.world.device.type == "cpu" and params.parallel.precision != "fp32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         yield f"--precision {params.parallel.precision}: this processor has no bf16 arithmetic; --precision fp32 is several times faster"
     if params.parallel.fsdp_cpu_offload and job.world.device.type == "cpu":

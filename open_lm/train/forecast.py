@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from open_lm.params.fields import counted
 from open_lm.train.loop import Position
 from open_lm.train.saving import SavePlan
 from open_lm.train.schedule import RunLength, Schedule
@@ -52,7 +53,8 @@ def lines(length: RunLength, plan: SavePlan, schedule: Schedule, start: Position
     more = " without the states of the clock" if late and not plan.keep_last else ""
     ends = [length.epoch_end(epoch) for epoch in range(start.epoch, length.epochs)]
     return [
-        f"Training: {steps:,} steps{begin}, {steps * per_step:,} tokens ({per_step:,} a step), model of {size.parameters:,} parameters",
+        f"Training: {counted(steps, 'step')}{begin}, {steps * per_step:,} tokens ({per_step:,} a step), "
+        f"model of {size.parameters:,} parameters",
         f"Epochs end after steps {_shortened(ends)}",
         f"Run states: {len(states)}, after steps {_shortened(states)}{late}; {_bytes(size.state)} each, {kept[0]} of these stay",
         f"Weights: {len(weights)}, after epochs {_shortened(weights)}; {_bytes(epoch_bytes)} each, {kept[1]} stay",
