@@ -69,7 +69,7 @@ class Tokenizer:
         try:
             self.backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"--tokenizer {name}: not a tokenizer.json: {error}") from None
+            raise ValueError(f"--tokenizer {name}: {_why_not('a tokenizer.json', json_text.encode(errors='replace'), error)}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
         if eot_token and (problem := text_problem(eot_token)) is not None:
@@ -91,7 +91,9 @@ class Tokenizer:
         try:
             about = read_json(declared or "{}")
         except ValueError as error:
-            raise ValueError(f"--tokenizer {self.name}: its {TOKENIZER_CONFIG}: {error}; mend or remove it") from None
+            data = declared.encode(errors="replace") if isinstance(declared, str) else declared or b""
+            reason = f"{error}; mend or remove it" if storage.is_json(data[: storage.FIRST_BYTES]) else _why_not("JSON", data, error)
+            raise ValueError(f"--tokenizer {self.name}: its {TOKENIZER_CONFIG}: {reason}") from None
         return about if isinstance(about, dict) else {}
 
     def _known(self, token: Any) -> str | None:
@@ -226,7 +228,13 @@ def _checked(data: bytes, source: str) -> str:
         read_json(data)
         return data.decode("utf-8-sig")
     except ValueError as error:
-        raise ValueError(f"--tokenizer {source}: not a tokenizer.json: {error}") from None
+        raise ValueError(f"--tokenizer {source}: {_why_not('a tokenizer.json', data, error)}") from None
+
+
+def _why_not(wanted: str, data: bytes, error: Exception) -> str:
+    """What a file is in the place of another one, or what is wrong with its JSON."""
+    begin = data[: storage.FIRST_BYTES]
+    return f"not {wanted}: {error}" if storage.is_json(begin) else storage.instead_of(wanted, begin)
 
 
 def _from_hub(name: str) -> tuple[str, bytes | None]:
