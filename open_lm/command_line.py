@@ -82,7 +82,7 @@ def end(code: int, words: str = "", together: bool = False) -> int:
     if launched and other:
         # where the first process of this machine ends too, torchrun ends this one; with 0 it isn't listed as one more failure
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        time.sleep(_GRACE)
+        time.sleep(30 if together else _GRACE)
     return code
 
 

@@ -104,7 +104,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(repo: Path, tmp_path: 
     if "unshare" in done.stderr or done.returncode == 77:
         pytest.skip(f"no small disk can be mounted here: {done.stderr}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "No space left on device" in done.stderr.splitlines()[-1] and "the same command again" in done.stderr.splitlines()[-1]
+    assert "No space left on device" in done.stderr.splitlines()[-1] and "the same command goes on" in done.stderr.splitlines()[-1]
     assert ".tmp" not in done.stdout and "stats.json" not in done.stdout
 
 
