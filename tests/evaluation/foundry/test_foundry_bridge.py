@@ -20,6 +20,7 @@ from llmfoundry.utils.builders import build_icl_evaluators
 from stock_models import save, stock
 
 from open_lm.evaluation.benchmark import score_tasks
+from open_lm.evaluation.command import run_eval
 from open_lm.evaluation.foundry.bridge import BridgeOptions, foundry_tokenizer, score_entries
 from open_lm.evaluation.foundry.datasets import PREFIX
 from open_lm.evaluation.foundry.entries import METRICS, FoundryFile, parse_entries
@@ -208,6 +209,18 @@ def test_an_empty_choice_is_named(tmp_path: Path, model: Transformer, tokenizer:
     with pytest.raises(ValueError, match="multiple_choice: .*an empty continuation can't be scored"):
         task = entry("multiple_choice", tmp_path) | {"dataset_uri": str(path), "num_fewshot": 0}
         score_entries(model, Tokenizer(backend.to_str(), "spaceless"), file_of(task), BridgeOptions(64))
+
+
+def test_rows_are_looked_at_before_llm_foundry_reads_them(tmp_path: Path, shared: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    (tmp_path / "model.json").write_text(json.dumps(model.config.to_dict()))
+    (tmp_path / "tokenizer.json").write_text(tokenizer.json_text)
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, tmp_path / "one.pt")
+    task = {"label": "half", "dataset_uri": str(shared / "data/cases/half_a_surrogate.jsonl"), "num_fewshot": 0}
+    (tmp_path / "tasks.yaml").write_text(json.dumps({"icl_tasks": [task | {"icl_task_type": "multiple_choice"}]}))
+    flags = ["--eval-yaml", "tasks.yaml", "--checkpoint", "one.pt", "--model-config", "model.json", "--tokenizer", "tokenizer.json"]
+    flags = [str(tmp_path / one) if "." in one else one for one in flags]
+    with pytest.raises(UserError, match=r"half_a_surrogate.jsonl line 1: has half a surrogate pair .* at character 20"):
+        run_eval([*flags, "--backend", "llm-foundry", "--device", "cpu"])
 
 
 @pytest.mark.slow
