@@ -59,6 +59,7 @@ SMALLER = {
     "1234)": "2)",
     "order(1, 101)": "order(1, 3)",
     "logs/NAME": "logs/a",
+    "logs/my_chats": "logs/chats",
     "FOLDER": "more",
     "--checkpoint open_lm_1b.pt --model open_lm_1b --rotary-old": (
         "--checkpoint small_lm.pt --model-config small_lm.json --tokenizer 20B_tokenizer.json"
@@ -224,6 +225,7 @@ def test_every_command_of_the_pages_runs(repo: Path, folder: Path, s3: Any, monk
         return 0
 
     failed: list[str] = []
+    names: dict[str, Any] = {}
     make_runs(run)
     for number in range(4):
         for name in ("shard-0000000.tar", "manifest.jsonl")[: 2 if number else 1]:
@@ -238,7 +240,7 @@ def test_every_command_of_the_pages_runs(repo: Path, folder: Path, s3: Any, monk
             continue
         monkeypatch.chdir(folder / "eval" if text.startswith(("python eval_openlm", "python download_data")) else folder)
         if language == "python":
-            exec(compile(text, "docs", "exec"), {})
+            exec(compile(text, "docs", "exec"), names)  # a block may go on from one before it
             continue
         capsys.readouterr()
         code = run(text)
