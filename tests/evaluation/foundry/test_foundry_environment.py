@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,7 +21,13 @@ def outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty cache folder, and no LLM Foundry here."""
     monkeypatch.setenv("OPENLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(environment, "inside", lambda: False)
+    monkeypatch.setattr(environment.os, "execve", in_a_child)
     return tmp_path / "cache"
+
+
+def in_a_child(path: Path, arguments: list[str], environment: dict[str, str]) -> NoReturn:
+    """As `os.execve`, which would end the tests with the process."""
+    sys.exit(subprocess.run([path, *arguments[1:]], env=environment).returncode)
 
 
 @pytest.fixture
@@ -61,7 +70,8 @@ def test_without_it_the_command_that_builds_it_is_told_with_its_size(outside: Pa
 def test_the_same_arguments_go_there_and_its_status_comes_back(outside: Path, repo: Path, task: list[str]) -> None:
     fake(outside, repo, 'printf "%s\\n" "$@" > arguments; exit 5')
     odd = [*task, "--out", "a b;$(touch no).json"]
-    assert command.run_eval(odd) == 5
+    with pytest.raises(SystemExit, match="5"):
+        command.run_eval(odd)
     assert Path("arguments").read_text().splitlines() == [str(repo / "eval/eval_openlm_ckpt.py"), *odd]
     assert not Path("no").exists()
 
@@ -75,7 +85,8 @@ def test_a_numbered_gpu_is_the_only_one_there(
     if seen:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     fake(outside, repo, 'printf "%s\\n" "$CUDA_VISIBLE_DEVICES" "$@" > arguments')
-    assert command.run_eval([*task, "--device", f"cuda:{index}"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        command.run_eval([*task, "--device", f"cuda:{index}"])
     lines = Path("arguments").read_text().splitlines()
     assert lines[0] == only and lines[-2:] == ["--device", "cuda"]  # the last one counts
     if seen:
