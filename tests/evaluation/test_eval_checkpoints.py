@@ -148,8 +148,8 @@ def test_flags_say_what_a_first_generation_configuration_leaves_out(folder: Path
         (["--model", "open_lm_1bb"], r"--model open_lm_1bb: no such size\. Did you mean open_lm_1b\?"),
         (["--num-fewshot", "3"], r"--num-fewshot: only with --backend lm-eval; leave it out with native"),
         (["--no-cut"], r"--no-cut|--cut: only with --backend llm-foundry"),
-        (["--out", "s3://bucket/out.json"], r"--out s3://bucket/out\.json: is written to a local path"),
-        (["--out", "tasks.yaml/out.json"], r"--out tasks\.yaml/out\.json: can't be written there"),
+        (["--out", "s3://bucket/out.json"], r"--out s3://bucket/out\.json: must be a local file"),
+        (["--out", "tasks.yaml/out.json"], r"--out tasks\.yaml/out\.json: .*tasks\.yaml is a file; name another file"),
     ],
 )
 def test_flags_that_contradict_or_do_nothing_are_refused(folder: Path, score: Score, flags: list[str], words: str) -> None:

@@ -107,16 +107,6 @@ def test_a_failure_in_a_task_is_told_and_the_run_goes_on(
     assert "failed, and the run goes on without its score: OutOfMemoryError: no memory left" in bench.log("a")
 
 
-def test_a_vocabulary_much_larger_than_the_tokenizer_is_said(
-    bench: Any, main_here: Main, tasks: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    (bench.folder / "large.json").write_text(json.dumps({**json.loads((bench.folder / "tiny.json").read_text()), "vocab_size": 50432}))
-    assert main_here("a", *tasks[2:], "--dry-run") == 0
-    assert "warning: " not in capsys.readouterr().out
-    assert main_here("a", *tasks[2:], "--dry-run", "--model", str(bench.folder / "large.json")) == 0
-    assert "warning: --model: vocab_size is 50432, the shards' tokenizer has 64 ids; " in capsys.readouterr().out
-
-
 def test_mistakes_in_the_tasks_are_told_before_training(
     bench: Any, main_here: Main, tasks: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
