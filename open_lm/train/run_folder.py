@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -22,13 +23,15 @@ from open_lm.train.launcher import LOCK, lock_run_folder
 from open_lm.train.parallel import World, from_first
 
 _STATE = r"(step_\d+|\.step_\d+(\.\w+)*\.(tmp|fetch))/(state\.json|\.metadata|[^/]+\.distcp)?"
+_WEIGHTS = r"(epoch|stats|optimizer|(ema|poly)(_[\d.e-]+){0,2})_\d+\.pt"
+_WANDB = r"wandb/(settings|latest-run|debug[\w-]*\.log|(offline-)?run-\d[^/]*/.*)?"
 _WRITTEN = re.compile(
     r"out(-\d+)?\.log|(params|wandb_id)\.txt|config\.yaml|(metrics|skipped_steps)\.jsonl|(plans|tokenizer|tokenizer_config|ending)\.json"
-    r"|\.lock|\.remote_sync\.json|\.remote_sync\.held/(checkpoints/.*)?|tensorboard/([^/]*tfevents[^/]*)?|wandb/.*|code/open_lm/.*\.(py|json)"
-    rf"|checkpoints/(latest|(results|eval_tasks)\.jsonl|\w[\w.-]*_\d+\.pt|{_STATE}|\.step_\d+\.\w+\.latest\.tmp|\.fetch\.lock)?"
+    rf"|\.lock|\.remote_sync\.json|\.remote_sync\.held/(checkpoints/.*)?|tensorboard/([^/]*tfevents[^/]*)?|{_WANDB}|code/open_lm/.*\.(py|json)"
+    rf"|checkpoints/(latest|(results|eval_tasks)\.jsonl|{_WEIGHTS}|{_STATE}|\.step_\d+\.\w+\.latest\.tmp|\.fetch\.lock)?"
 )
 """Names in a run folder that a run writes; those of empty folders end in "/"."""
-_TRAINED = re.compile(r"ending\.json|checkpoints/(step_\d+/.*|\w[\w.-]*_\d+\.pt)")
+_TRAINED = re.compile(rf"ending\.json|checkpoints/(step_\d+/.*|{_WEIGHTS})")
 _TRAINED_LINES = ("metrics.jsonl", "checkpoints/results.jsonl", "checkpoints/eval_tasks.jsonl")
 _PROOFS = {
     "params.txt": re.compile(r"(?ms)(?=.*?^model: )(?=.*?^name: )"),
@@ -85,30 +88,42 @@ def check_places(folder: RunFolder, params: Params) -> None:
     --overwrite would remove what the run is to read.
     """
     problems, log, states, copy = Problems(), params.log, params.checkpoint.checkpoint_dir, params.checkpoint.remote_sync
-    flag = f"--name {log.name or folder.name}"
+    flag, places = f"--name {log.name or folder.name}", [str(folder.path)]
     problems.found += storage.unwritable("--logs-dir", log.logs, folder=True)
     if not problems.found:
-        problems.attempt(_check_below, flag, storage.local_path(log.logs), folder.path)
+        problems.attempt(_check_below, flag, log.logs, folder.path)
     if not problems.found:
         problems.found += storage.unwritable(f"{flag}:", str(folder.path), folder=True)
     problems.found += storage.unwritable("--checkpoint-dir", states, folder=True, urls=True)
     problems.found += storage.unwritable("--remote-sync", copy, folder=True, urls=True)
     if copy and not storage.is_remote(copy):
-        base = storage.local_path(copy)
-        problems.attempt(_check_below, f"--remote-sync {copy}", base, base / folder.name)
-        if (base / folder.name).resolve() == folder.path.resolve():
-            problems.found.append(f"--remote-sync {copy}: the copy would be the run folder {folder.path} itself; give another folder")
-    read = [("--pretrained", params.model.pretrained), *(("--average", path) for path in params.averaging.average)]
-    read += [("--resume", params.checkpoint.resume)] if validates_only(params.flat()) else []
+        there = storage.local_path(copy) / folder.name
+        problems.attempt(_check_below, f"--remote-sync {copy}", copy, there)
+        if _lies_in(there, folder.path) or _lies_in(folder.path, there):
+            problems.found.append(f"--remote-sync {copy}: the copy would be in the run folder {folder.path}, or around it; give another")
+    read = [("--pretrained", params.model.pretrained or ""), *(("--average", path) for path in params.averaging.average)]
+    read += [("--resume", params.checkpoint.resume or "")] if validates_only(params.flat()) else []
+    places += [storage.join(copy, folder.name)] if copy else []
     for what, path in read if log.overwrite else ():
-        if path and not storage.is_remote(path) and storage.local_path(path).resolve().is_relative_to(folder.path.resolve()):
-            problems.found.append(f"--overwrite: would remove {folder.path}, where {what} {path} is; use another --name")
+        for place in places if path else ():
+            if _lies_in(path, place):
+                problems.found.append(f"--overwrite: would remove {place}, where {what} {path} is; use another --name")
     problems.raise_any()
 
 
-def _check_below(flag: str, base: Path, path: Path) -> None:
-    if base.resolve() not in path.resolve().parents:
-        raise ValueError(f"{flag}: {path} leads to {path.resolve()}, which does not lie below {base}; give another --name")
+def _check_below(flag: str, base: str, path: Path) -> None:
+    if not _lies_in(path, base) or _lies_in(base, path):
+        raise ValueError(f"{flag}: {path} leads to {_real(path)}, which does not lie below {base}; give another --name")
+
+
+def _lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether one is the other or below it."""
+    return f"{_real(path)}/".startswith(f"{_real(folder).rstrip('/')}/")
+
+
+def _real(url: str | Path) -> str:
+    """With links resolved, also those that go round, for which `Path.resolve` raises; a URL as it is."""
+    return str(url).rstrip("/") if storage.is_remote(str(url)) else os.path.realpath(storage.local_path(str(url)))
 
 
 def claim_run_folder(folder: RunFolder, params: LogParams, resuming: bool, world: World) -> IO[str] | None:
@@ -250,14 +265,14 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def keep_warnings() -> Iterator[list[str]]:
-    """Warnings that the body logs are kept, to be told when there is a log; where the body fails they are told at once."""
+def keep_warnings(tell: bool) -> Iterator[list[str]]:
+    """Warnings that the body logs are kept, to be told when there is a log; where the body fails this process may `tell` them at once."""
     root, kept = logging.getLogger(), _Keep(logging.WARNING)
     before, root.handlers = root.handlers, [kept]
     try:
         yield kept.lines
     except BaseException:
-        for line in kept.lines:
+        for line in kept.lines if tell else ():
             print(f"open_lm: warning: {line}", file=sys.stderr)
         raise
     finally:

@@ -36,9 +36,11 @@ def make(folder: Path, *names: str) -> Path:
 
 RUN = ("params.txt", "out.log", "metrics.jsonl", "plans.json", "config.yaml", "tensorboard/events.out.tfevents.1", "code/open_lm/run.py")
 RUN += ("checkpoints/step_10/state.json", "checkpoints/step_10/.metadata", "checkpoints/step_10/0_0-ab.distcp", "checkpoints/ema_0.9_1.pt")
+RUN += ("checkpoints/ema_1.pt", "checkpoints/poly_16_1_2.pt", "wandb/debug-internal.log", "wandb/run-20260101_000000-ab/files/config.yaml")
 RUN += ("checkpoints/.step_20.ab.tmp/0_0-ab.distcp", "checkpoints/.epoch_2.pt.abcd_123.tmp", "checkpoints/epoch_1.pt")
 FOREIGN = ("thesis.tex", "checkpoints/notes.txt", "checkpoints/step_10/mine.txt", "checkpoints/.step_notes.tmp", "tensorboard/mine.txt")
-FOREIGN += ("code/open_lm/thesis.tex", "other/params.txt", "mine/", "checkpoints/.epoch_2.pt.my.tmp")
+FOREIGN += ("code/open_lm/thesis.tex", "other/params.txt", "mine/", "checkpoints/.epoch_2.pt.my.tmp", "wandb/mine.txt", "wandb/mine/")
+FOREIGN += ("checkpoints/my_llama_7.pt",)
 STRANGERS = (
     ("thesis.tex",),
     ("out.log",),
@@ -58,6 +60,19 @@ def claim(folder: Path, *flags: str) -> None:
     lock = claim_run_folder(RunFolder(folder), params.log, params.checkpoint.resume is not None, WORLD)
     assert lock
     lock.close()
+
+
+def test_a_link_that_goes_round_and_a_copy_inside_the_run_are_mistakes(
+    bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bench.folder / "logs").mkdir()
+    (bench.folder / "logs/round").symlink_to(bench.folder / "logs/round")
+    for flags in (("round",), ("a", "--pretrained", str(bench.folder / "logs/round"), "--overwrite")):
+        assert main_here(*flags) == 2
+    assert "--name round: " in capsys.readouterr().err
+    for name, copy in (("a", "logs/a/copy"), ("a", "logs"), ("logs", ".")):
+        assert main_here(name, "--remote-sync", str(bench.folder / copy)) == 2
+        assert f"--remote-sync {bench.folder / copy}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [".", "..", "a/..", "linked", "ABSOLUTE"])
@@ -100,7 +115,6 @@ def test_overwrite_touches_nothing_where_anything_lies_in_a_run_that_no_run_wrot
 def test_overwrite_removes_what_a_run_wrote_and_links_are_not_followed(tmp_path: Path) -> None:
     folder, copy = make(tmp_path / "r", *RUN), make(tmp_path / "there/r", *RUN)
     make(tmp_path / "elsewhere", "thesis.tex")
-    (folder / "wandb").mkdir()
     (folder / "wandb/latest-run").symlink_to(tmp_path / "elsewhere")
     claim(folder, "--overwrite")
     assert storage.contents(folder).keys() == {".lock", "checkpoints/"}
@@ -127,6 +141,13 @@ def test_what_a_run_reads_is_not_overwritten_by_it(bench: Any, main_here: Main, 
     for flags in (("--pretrained", weights), ("--average", weights)):
         assert main_here("a", "--overwrite", *flags) == 2
         assert f"--overwrite: would remove {bench.folder}/logs/a, where {flags[0]} {weights} is" in capsys.readouterr().err
+    copy = str(make(bench.folder / "copy/a", *RUN))
+    for url, there in ((copy, copy), ("s3://bucket/a/checkpoints/epoch_1.pt", "s3://bucket/a")):
+        with pytest.raises(ValueError, match=f"--overwrite: would remove {there}, where --average {url} is"):
+            check_places(
+                RunFolder(bench.folder / "logs/a"),
+                options("--overwrite", "--average", url, "--remote-sync", there[:-2], "--logs", str(bench.folder / "logs")),
+            )
     assert Path(weights).exists()
 
 
@@ -206,7 +227,7 @@ def test_folders_that_can_t_be_written_are_told_with_the_other_mistakes(
 
 
 def test_a_copy_is_not_the_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the copy would be the run folder"):
+    with pytest.raises(ValueError, match="the copy would be in the run folder"):
         check_places(RunFolder(tmp_path / "logs/r"), options("--logs", str(tmp_path / "logs"), "--remote-sync", f"file://{tmp_path}/logs"))
 
 
