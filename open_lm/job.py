@@ -13,7 +13,7 @@ import torch
 from open_lm import __version__
 from open_lm.checkpoint.epoch_pair import is_pair, place_in_data
 from open_lm.checkpoint.find import Found
-from open_lm.checkpoint.load import carried_tokenizer, outline, tokenizer_of
+from open_lm.checkpoint.load import carried_tokenizer, outline
 from open_lm.checkpoint.run_state import RunState
 from open_lm.checkpoint.weights import load_weights
 from open_lm.data.access import access_of
@@ -133,7 +133,7 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
 
     What is logged as a warning on the way is kept in `Job.warnings`.
     """
-    with keep_warnings() as kept:
+    with keep_warnings(world.is_first) as kept:
         job = _prepare(params, world, claim)
         job = replace(job, params=as_it_acts(job))
         for words in _warnings(job):
@@ -258,8 +258,10 @@ def carried_tokenizers(
     """The tokenizers of the checkpoints that a run begins with. Raises UserError or ValueError where these can't be used."""
     if restored is None:
         return check_first_weights(params, config, kernel) if config and kernel and not params.model.load_pretrained_state else []
-    own = params.checkpoint.resume == "latest" and resumed and (folder.path / TOKENIZER).is_file()  # its states may lie elsewhere
-    return [(f"checkpoint {restored}", load_tokenizer(str(folder.path)) if own else tokenizer_of(restored))]
+    label = f"checkpoint {restored}"
+    if params.checkpoint.resume == "latest" and resumed and (folder.path / TOKENIZER).is_file():  # its states may lie elsewhere
+        return [(label, load_tokenizer(str(folder.path), (resumed[1].tokenizer or {}).get("eot_id")))]
+    return [(label, carried_tokenizer(*outline(restored)))]
 
 
 def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> list[Holder]:

@@ -55,14 +55,14 @@ class Tokenizer:
     Args:
         json_text: the content of a tokenizer.json.
         name: where it came from, for messages.
-        eot_token: the token that ends a document; default: the first of `END_OF_TEXT_NAMES` in the vocabulary.
+        eot_token: the token that ends a document, or its id; default: the first of `END_OF_TEXT_NAMES` in the vocabulary.
         declared: the content of the tokenizer_config.json that came with it; its end of text and padding come before the default.
 
     Raises:
         ValueError: not a tokenizer.json, or no end-of-text token.
     """
 
-    def __init__(self, json_text: str, name: str, eot_token: str | None = None, declared: bytes | str | None = None):
+    def __init__(self, json_text: str, name: str, eot_token: str | int | None = None, declared: bytes | str | None = None):
         import tokenizers
 
         self.json_text, self.name = json_text, name
@@ -72,6 +72,8 @@ class Tokenizer:
             raise ValueError(f"--tokenizer {name}: {_why_not('a tokenizer.json', json_text.encode(errors='replace'), error)}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
+        if isinstance(eot_token, int):
+            eot_token = self.backend.id_to_token(eot_token)
         if eot_token and (problem := text_problem(eot_token)) is not None:
             raise ValueError(f"--eot-token: {problem}")
         about = self._read(declared)
@@ -199,7 +201,7 @@ def content_sha256(json_text: str) -> str:
     return hashlib.sha256(json.dumps(json.loads(json_text), sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def load_tokenizer(source: str, eot_token: str | None = None) -> Tokenizer:
+def load_tokenizer(source: str, eot_token: str | int | None = None) -> Tokenizer:
     """A tokenizer from a tokenizer.json; or from a folder or a Hugging Face name, with the tokenizer_config.json there.
 
     Raises:

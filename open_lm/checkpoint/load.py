@@ -77,7 +77,8 @@ def outline(checkpoint: str) -> tuple[WeightsFile | None, str]:
     if is_state:
         shapes = {name[len("model.") :]: shape for name, (shape, _) in saved_shapes(path).items() if name.startswith("model.")}
         tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        return WeightsFile(tensors, {"model_config": read_state_file(path).get("model_config")}), path
+        state = read_state_file(path)
+        return WeightsFile(tensors, {name: state.get(name) for name in ("model_config", "tokenizer")}), path
     if not storage.is_remote(path):
         return read_weights(path), path
     try:
@@ -87,12 +88,6 @@ def outline(checkpoint: str) -> tuple[WeightsFile | None, str]:
     except OSError as error:
         raise ValueError(f"checkpoint {path}: {error}") from None
     return None, path
-
-
-def tokenizer_of(checkpoint: str) -> Tokenizer | None:
-    """The tokenizer of a checkpoint, as far as that is to be seen without fetching weights. Raises ValueError as `open_weights`."""
-    path, is_state = find_weights(checkpoint)
-    return carried_tokenizer(None if is_state or storage.is_remote(path) else read_weights(path), path)
 
 
 def find_weights(checkpoint: str) -> tuple[str, bool]:
@@ -183,8 +178,9 @@ def carried_tokenizer(file: WeightsFile | None, path: str) -> Tokenizer | None:
     inside = Tokenizer.from_checkpoint(file.about, path) if file else None
     if inside or path.startswith(("http://", "https://")):
         return inside
+    said = (file.about.get("tokenizer") if file else None) or {}  # of a run state
     folder = storage.parent(path if storage.is_remote(path) else str(storage.local_path(path).resolve()))
     for place in (folder, storage.parent(folder)):
         if place and not place.endswith(":/") and storage.exists(storage.join(place, TOKENIZER)):
-            return load_tokenizer(place)
+            return load_tokenizer(place, said.get("eot_id"))
     return None

@@ -91,9 +91,7 @@ def about_state(state: RunState, path: str) -> dict[str, Any]:
     file = storage.join(run, TOKENIZER)
     if storage.exists(file):
         said = state.tokenizer or {}
-        tokenizer = Tokenizer(storage.read_bytes(file).decode(), file, declared=said.get("config"))
-        eot_id = said.get("eot_id", tokenizer.eot_id)
-        about |= {**tokenizer.in_checkpoint(), "eot_id": eot_id, "eot_token": tokenizer.backend.id_to_token(eot_id)}
+        about |= Tokenizer(storage.read_bytes(file).decode(), file, said.get("eot_id"), said.get("config")).in_checkpoint()
     return {**about, "evaluation_metrics": []}
 
 

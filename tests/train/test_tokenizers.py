@@ -11,27 +11,44 @@ from typing import Any
 import pytest
 import torch
 
+from open_lm.checkpoint.load import load_model
 from open_lm.data.inspect import batch
 from open_lm.tokenizer import Tokenizer, load_tokenizer
 
 Main = Callable[..., int]
 
 
-def tokenizer(folder: Path, last: str, template: str | None = None) -> Tokenizer:
+def tokenizer(folder: Path, last: str, template: str | None = None, eot: str = "<|endoftext|>") -> Tokenizer:
     """A tokenizer.json of 64 words in a folder, with what the preprocessor leaves beside it; only the last word differs."""
     import tokenizers
     from tokenizers import models, pre_tokenizers
 
-    vocabulary = {**{f"w{i}": i for i in range(62)}, "<|endoftext|>": 62, last: 63}
+    vocabulary = {**{f"w{i}": i for i in range(62)}, eot: 62, last: 63}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "stats.json").write_text(json.dumps({"tokenizer": {"eot_token": "<|endoftext|>"}}))
+    (folder / "stats.json").write_text(json.dumps({"tokenizer": {"eot_token": eot}}))
     if template:
         config = {"bos_token": "w1", "eos_token": "w2", "chat_template": template}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return load_tokenizer(str(folder))
+    return load_tokenizer(str(folder), eot)
+
+
+def test_an_end_of_text_that_only_the_preprocessor_was_told_is_that_of_the_run(bench: Any, main_here: Main) -> None:
+    """Of runs of version 0.3 too, whose run states have its id alone."""
+    tokenizer(bench.folder / "shards", "one", eot="END")
+    assert main_here("a", "--epochs", "1") == 0
+    folder = bench.folder / "logs/a/checkpoints"
+    (state,) = folder.glob("step_*")
+    values = json.loads((state / "state.json").read_text())
+    (state / "state.json").write_text(
+        json.dumps({**values, "tokenizer": {name: values["tokenizer"][name] for name in ("sha256", "eot_id")}})
+    )
+    assert main_here("a", "--epochs", "2", "--lr-scheduler", "const", "--resume", "latest") == 0
+    assert main_here("b", "--epochs", "1", "--pretrained", str(state)) == 0
+    _, carried = load_model(state)
+    assert carried and (carried.eot_token, carried.eot_id) == ("END", 62)
 
 
 @pytest.fixture
