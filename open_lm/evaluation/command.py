@@ -7,12 +7,14 @@ the same command in the environment that has them.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from open_lm import __version__, command_line, storage
@@ -264,12 +266,11 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
     _say(f"backend {backend}")
     references = published.references(params.reference)
     processes = join_processes() if backend == "native" else Processes()
-    before = processes.merge({processes.rank: _kept(params) if _is_first() else {}})[0]
     if any(path.endswith(".json") for path in params.out):
         command_line.hint("; the same command goes on with the tasks that --out has not")
-
+    before = processes.merge({processes.rank: _kept(params, backend)})[0]
     names = (*params.checkpoint, *params.hf_model)
-    columns = {name: _Column(processes, name, params, flags, file, before.get(name, {})) for name in names}
+    columns = {name: _Column.of(_inputs(name, params, flags, file, processes), before.get(name, {})) for name in names}
 
     def results() -> Results:
         return {name: column.results for name, column in columns.items() if column.results}
@@ -278,18 +279,24 @@ def run_eval(argv: Sequence[str] | None = None) -> int:
         for path in params.out if _is_first() else ():
             write_table(results(), path, references)
 
+    def keep(column: _Column, task: Any, scored: Mapping[str, Result]) -> None:
+        column.add(task, scored)
+        write()
+
     try:
         with Progress("evaluation", len(columns), "models") as shown:
             for name, column in columns.items():
-                column.write = write
-                if not column.missing:
+                for key, one in column.results.items():
+                    _say(f"{name}: {key}: {one.accuracy:.4f} ({counted(one.questions, 'question')}; from --out)")
+                missing, done = column.missing(), partial(keep, column)
+                if not missing:
                     _say(f"{name}: nothing to score, --out holds all of it")
                 elif isinstance(file, FoundryFile):
-                    _score_with_foundry(name, params, choice, replace(file, entries=tuple(column.missing)), column.add)
+                    _score_with_foundry(name, params, choice, replace(file, entries=missing), done)
                 elif isinstance(file, TaskFile):
-                    _score_natively(name, params, choice, replace(file, tasks=tuple(column.missing)), processes, column.add)
+                    _score_natively(name, params, choice, replace(file, tasks=missing), processes, done)
                 else:
-                    _score_with_harness(name, params, choice, tuple(column.missing), column.add)
+                    _score_with_harness(name, params, choice, missing, done)
                 shown.done += 1
         write()
     finally:
@@ -306,70 +313,69 @@ def _with_rows(file: TaskFile | FoundryFile | HarnessTasks) -> Sequence[Task]:
     return [Task(e.label, e.dataset_uri, e.icl_task_type, has_categories=e.has_categories) for e in entries if "hf://" not in e.dataset_uri]
 
 
-def _kept(params: EvalParams) -> Results:
-    """What an earlier start has left in --out. Raises ValueError for a file that isn't such a thing."""
-    path = next((path for path in params.out if path.endswith(".json") and storage.local_path(path).exists()), None)
-    if path is None or params.overwrite:
+def _kept(params: EvalParams, backend: Backend) -> Results:
+    """What an earlier start has left in --out. LLM Foundry's processes, which share nothing before they score, each read it; those of
+    several machines keep nothing, since some may not have it.
+    """
+    if backend == "llm-foundry" and os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         return {}
-    try:
-        return read_results(path)
-    except ValueError as error:
-        raise ValueError(f"--out {error}; give another name, or --overwrite to replace it") from None
+    path = next((path for path in params.out if path.endswith(".json") and storage.local_path(path).exists()), None)
+    return {} if path is None or params.overwrite else read_results(path)
 
 
+@dataclass
 class _Column:
-    """Results of one model, by task in the order of the tasks, whichever start of the command they are of."""
+    """Results of one model, whichever start of the command they are of.
 
-    def __init__(
-        self, processes: Processes, name: str, params: EvalParams, flags: ArchitectureFlags, file: AnyFile, before: Mapping[str, Result]
-    ):
-        self.tasks: list[Any] = list(file.entries if isinstance(file, FoundryFile) else file.tasks if isinstance(file, TaskFile) else file)
-        inputs = [_inputs(name, params, flags, file, task) for task in self.tasks]
-        self.inputs = processes.merge({processes.rank: inputs})[0]  # of the first: clocks of machines may differ
-        self.found = [{key: one for key, one in before.items() if one.inputs == inputs} for inputs in self.inputs]
-        self.results: dict[str, Result] = {}
-        self.write: Callable[[], None] = lambda: None
-        self._gather()
-        for key, one in self.results.items():
-            _say(f"{name}: {key}: {one.accuracy:.4f} ({one.questions} questions; from --out)")
+    `tasks` by the hash of what decides their results, which the results have too.
+    """
 
-    @property
-    def missing(self) -> list[Any]:
+    tasks: dict[str, Any]
+    results: dict[str, Result]
+
+    @classmethod
+    def of(cls, tasks: dict[str, Any], before: Mapping[str, Result]) -> _Column:
+        return cls(tasks, {key: one for key, one in before.items() if one.inputs in tasks})
+
+    def missing(self) -> tuple[Any, ...]:
         """Tasks that are still to be scored."""
-        return [task for task, found in zip(self.tasks, self.found, strict=True) if not found]
+        there = {one.inputs for one in self.results.values()}
+        return tuple(task for inputs, task in self.tasks.items() if inputs not in there)
 
     def add(self, task: Any, scored: Mapping[str, Result]) -> None:
-        """Keep the results of a whole task."""
-        number = self.tasks.index(task)
-        self.found[number] = {key: replace(one, inputs=self.inputs[number]) for key, one in scored.items()}
-        self._gather()
-        self.write()
-
-    def _gather(self) -> None:
-        self.results.clear()
-        for found in self.found:
-            self.results.update(found)
+        """Keep the results of a whole task, in the order of the tasks."""
+        order = [*self.tasks]
+        inputs = next(one for one in order if self.tasks[one] == task)
+        self.results |= {key: replace(one, inputs=inputs) for key, one in scored.items()}
+        self.results = dict(sorted(self.results.items(), key=lambda item: order.index(item[1].inputs)))
 
 
-def _inputs(name: str, params: EvalParams, flags: ArchitectureFlags, file: AnyFile, task: Any) -> str:
-    """Hash of what decides the results of a task."""
+def _inputs(name: str, params: EvalParams, flags: ArchitectureFlags, file: AnyFile, processes: Processes) -> dict[str, Any]:
+    """The tasks by the hash of what decides their results: the first process's, since the clocks of machines may differ."""
     from open_lm.checkpoint.load import find_weights
 
-    own = ("limit", "max_seq_len", "precision", "num_fewshot", "include_path", "model", "cut")
+    own = ("limit", "max_seq_len", "precision", "num_fewshot", "model", "cut")
     told: dict[str, Any] = {key: getattr(params, key) for key in own}
-    told |= {"version": __version__, "flags": flags, "task": task if isinstance(task, str) else asdict(task)}
-    told["backend"] = choose_backend(params.backend, bool(params.tasks))
-    if not isinstance(file, tuple):
+    told |= {"version": __version__, "flags": flags, "backend": choose_backend(params.backend, bool(params.tasks))}
+    paths = [find_weights(name)[0] if name in params.checkpoint else name, params.tokenizer, params.model_config, params.include_path]
+    told["files"] = [_stamp(path) for path in paths if path]
+    tasks: tuple[Any, ...]
+    if isinstance(file, tuple):
+        tasks, told["lm_eval"] = file, importlib.metadata.version("lm_eval")
+    else:
+        tasks = file.entries if isinstance(file, FoundryFile) else file.tasks
         told["file"] = {key: value for key, value in vars(file).items() if key not in ("tasks", "entries")}
-    paths = [find_weights(name)[0] if name in params.checkpoint else name, params.tokenizer, params.model_config]
-    told["files"] = [_stamp(path) for path in (*paths, getattr(task, "dataset_uri", None)) if path]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    hashes = []
+    for task in tasks:
+        data = [task] if isinstance(task, str) else [asdict(task), _stamp(task.dataset_uri)]
+        hashes.append(hashlib.sha256(json.dumps([told, *data], sort_keys=True, default=str).encode()).hexdigest()[:16])
+    return dict(zip(processes.merge({processes.rank: hashes})[0], tasks, strict=True))
 
 
 def _stamp(path: str) -> list[Any]:
     """What changes when a file does, or one of a folder; of any other name itself."""
-    if not storage.is_remote(path) and storage.local_path(path).is_dir():
-        return [path, *(_stamp(str(one)) for one in sorted(storage.local_path(path).iterdir()) if one.is_file())]
+    if not storage.is_remote(path) and (folder := storage.local_path(path)).is_dir():
+        return [path, *(_stamp(str(one)) for one in sorted(folder.rglob("*")) if one.is_file())]
     try:
         stored = storage.stat(path)
         return [path, stored.size, stored.stamp]

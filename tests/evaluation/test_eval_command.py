@@ -14,7 +14,9 @@ from stock_models import save, stock
 
 from open_lm.checkpoint.average import average_weights
 from open_lm.checkpoint.convert import export_weights
+from open_lm.evaluation import command
 from open_lm.evaluation.command import parse_eval, run_eval
+from open_lm.evaluation.processes import Processes
 from open_lm.evaluation.tasks import Task
 from open_lm.model.transformer import Transformer
 from open_lm.params.fields import UserError
@@ -103,6 +105,17 @@ def test_finished_tasks_are_kept_and_not_scored_again(
     with pytest.raises(ValueError, match=r"--out r\.json: "):
         run_eval(command)
     assert (folder / "r.json").read_text() == "my notes"
+
+
+def test_results_of_tasks_of_an_include_path_hold_while_its_files_do(folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    (folder / "more/deep").mkdir(parents=True)
+    more, found = folder / "more/deep/mine.yaml", set()
+    for text in ("task: mine", "task: mine\nnum_fewshot: 1"):
+        more.write_text(text)
+        asked = parse_eval(["--checkpoint", "one.pt", "--tasks", "mine", "--include-path", "more"])
+        found |= {tuple(command._inputs("one.pt", *asked, Processes())) for _ in range(2)}
+    assert len(found) == 2
 
 
 def test_limit_scores_the_first_questions(folder: Path) -> None:

@@ -254,7 +254,8 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, repo: Path, model:
         for name, scored in (("one.pt", model), ("stock", opened.model))
     }
     before = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([sys.executable, *before, *command, "two.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    twice = [sys.executable, *before, *command, "two.json"]
+    done = subprocess.run(twice, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "backend llm-foundry" in done.stderr and done.stdout.count("| schema/0-shot") == 1
     content = json.loads((tmp_path / "two.json").read_text())
@@ -262,3 +263,9 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, repo: Path, model:
     for name, found in content.items():
         expected = {task: (r.accuracy, r.questions) for task, r in alone[name].items()}
         assert {task: (r["accuracy"], r["questions"]) for task, r in found.items()} == expected
+    whole = [*content["one.pt"]]
+    del content["one.pt"]["schema/0-shot"]
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    done = subprocess.run(twice, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+    assert "stock: nothing to score" in done.stderr, done.stderr[-3000:]
+    assert [*json.loads((tmp_path / "two.json").read_text())["one.pt"]] == whole
