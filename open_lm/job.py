@@ -138,7 +138,7 @@ def prepare(params: Params, world: World, claim: bool = True) -> Job:
         job = replace(job, params=as_it_acts(job))
         for words in _warnings(job):
             logging.warning(words)
-    return replace(job, warnings=tuple(kept))
+    return replace(job, warnings=tuple(record.getMessage() for record in kept))
 
 
 def _prepare(params: Params, world: World, claim: bool) -> Job:
@@ -188,7 +188,7 @@ def _prepare(params: Params, world: World, claim: bool) -> Job:
     if config and batch and data and lineage:
         length = problems.attempt(choose_length, params, data, config.seq_len, batch, lineage, resumed[1] if resumed else None)
     vocab_size, shards = config.vocab_size if config else None, data.sources if data else ()
-    holders, notes = problems.attempt(check_tokens, params, carried, shards, validation or (), tasks, vocab_size) or ([], [])
+    holders = problems.attempt(check_tokens, params, carried, shards, validation or (), tasks, vocab_size) or []
     if world.is_first and fitting and not early:
         problems.attempt(refuse_existing, folder, params.log, resuming)
     check_same(problems, params, tasks)
@@ -201,8 +201,6 @@ def _prepare(params: Params, world: World, claim: bool) -> Job:
     if lock:
         sign_lock(lock)
     assert config and kernel and data and masks and length and lineage and validation is not None
-    for note in (*notes, *vocabulary_note(params, config, data, new=restored is None)):
-        logging.warning(note)
     opened = (params, world, folder, config, kernel, data, masks, validation, length, lineage, resumed, restored, lock, remote, tasks)
     return Job(*opened, tuple(holders))
 
@@ -236,6 +234,7 @@ def as_it_acts(job: Job) -> Params:
 def _warnings(job: Job) -> Iterator[str]:
     """What is said about a run that is right."""
     params, length = job.params, job.length
+    yield from vocabulary_note(job)
     yield from job.lineage.notes
     if job.resumed and (words := changes(job.resumed[1], params, length)):
         yield words
@@ -283,16 +282,16 @@ def check_first_weights(params: Params, config: ModelConfig, kernel: Kernel) -> 
     return holders
 
 
-def vocabulary_note(params: Params, config: ModelConfig, data: TrainData, new: bool) -> list[str]:
+def vocabulary_note(job: Job) -> Iterator[str]:
     """Words where a model that begins has a vocabulary that its tokenizer leaves empty for the most part."""
-    tokenizer, size = data.tokenizer, config.vocab_size
-    if not new or params.model.pretrained or params.averaging.average or tokenizer is None or not much_smaller(tokenizer, size):
-        return []
-    unused = (size - tokenizer.vocab_size) * config.hidden_dim * (1 if config.weight_tying else 2)
-    return [
-        f"--model {model_name(params.model.model)}: has a vocabulary of {size}, the tokenizer {tokenizer.vocab_size} ids: {unused:,} "
-        f"parameters are of no use; give a model.json with vocab_size {-(-tokenizer.vocab_size // 64) * 64}"
-    ]
+    params, config, tokenizer = job.params, job.config, job.data.tokenizer
+    new = not (job.restored or params.model.pretrained or params.averaging.average)
+    if new and tokenizer and much_smaller(tokenizer, config.vocab_size):
+        unused = (config.vocab_size - tokenizer.vocab_size) * config.hidden_dim * (1 if config.weight_tying else 2)
+        yield (
+            f"--model {model_name(params.model.model)}: has a vocabulary of {config.vocab_size}, the tokenizer {tokenizer.vocab_size} ids: "
+            f"{unused:,} parameters are of no use; give a model.json with vocab_size {-(-tokenizer.vocab_size // 64) * 64}"
+        )
 
 
 def choose_length(params: Params, data: TrainData, seq_len: int, batch: int, lineage: Lineage, state: RunState | None) -> RunLength:

@@ -216,8 +216,8 @@ def start_weights(model: Transformer, job: Job) -> None:
         check_match([*job.holders, holder], params.data.allow_tokenizer_mismatch)
         logging.info(f"Weights from {path}")
     if params.averaging.average:
-        how: dict[str, Any] = {"allow_mismatch": params.data.allow_tokenizer_mismatch}
-        file = average_weights(params.averaging.average, params.averaging.average_coefficients, **how)
+        asked = params.averaging
+        file = average_weights(asked.average, asked.average_coefficients, allow_mismatch=params.data.allow_tokenizer_mismatch)
         load_weights(model, file.state_dict, "--average", file.keys)
         logging.info("Weights: " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
@@ -47,18 +48,19 @@ def check_tokens(
     sets: Sequence[ValidationSet],
     tasks: OpenTasks | None,
     vocab_size: int | None,
-) -> tuple[list[Holder], list[str]]:
-    """What has ids in a run, with the tokenizers that made them, and warnings where they don't fit and that is allowed.
+) -> list[Holder]:
+    """What has ids in a run, with the tokenizers that made them; a warning where they don't fit and that is allowed.
 
     Raises:
         UserError: they don't fit together, or have more ids than the model; nothing was started.
     """
     holders = [*checkpoints, *(holder for source in (*sources, *(one.source for one in sets)) for holder in source.holders)]
     holders += [(f"--eval-tasks {params.validation.eval_tasks}", tasks.tokenizer)] if tasks else []
-    notes = check_match(holders, params.data.allow_tokenizer_mismatch, vocab_size)
+    for note in check_match(holders, params.data.allow_tokenizer_mismatch, vocab_size):
+        logging.warning(note)
     if vocab_size is not None:
         check_ids("--train-data" if params.data.train_data else "--dataset-manifest", sources, sets, vocab_size)
-    return holders, notes
+    return holders
 
 
 def tasks_config(params: Params, world: World, once: bool = False) -> TasksConfig:

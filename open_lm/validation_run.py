@@ -38,6 +38,7 @@ from open_lm.train.run_folder import (
     check_places,
     choose_run_folder,
     claim_run_folder,
+    keep_warnings,
     refuse_existing,
     start_logging,
     write_config,
@@ -71,7 +72,6 @@ class _Opened:
     batch: int
     tasks: OpenTasks | None
     holders: list[Holder]
-    notes: list[str]
 
 
 def run_validation(params: Params, world: World, warnings: Sequence[str] = (), given: frozenset[str] = frozenset()) -> int:
@@ -91,10 +91,11 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
         if not problems.found:
             problems.attempt(refuse_existing, folder, params.log, own)
     problems.found = from_first(problems.found)
-    opened = problems.attempt(_open, params, folder, world, given)
-    check_same(problems, params, opened.tasks if opened else None)
-    problems.found = from_all(problems.found)
-    problems.raise_any()
+    with keep_warnings(world.is_first) as kept:
+        opened = problems.attempt(_open, params, folder, world, given)
+        check_same(problems, params, opened.tasks if opened else None)
+        problems.found = from_all(problems.found)
+        problems.raise_any()
     assert opened
     params = as_built(params, opened.config)
     lock = problems.attempt(claim_run_folder, folder, params.log, own, world)
@@ -106,7 +107,8 @@ def run_validation(params: Params, world: World, warnings: Sequence[str] = (), g
             write_config(folder, params, opened.config.to_dict())
         start_logging(folder, params.log, world)
         log, more = _sinks_of(params.log, own)
-        for warning in (*warnings, *opened.notes, *more, *(opened.tasks.notices if opened.tasks else ())):
+        found = [record.getMessage() for record in kept]
+        for warning in (*warnings, *found, *more, *(opened.tasks.notices if opened.tasks else ())):
             logging.warning(warning)
         for line in about_holders(opened.holders):
             logging.info(line)
@@ -146,17 +148,16 @@ def _open(params: Params, folder: RunFolder, world: World, given: frozenset[str]
             model = Transformer(config, get_kernel("auto"))
         problems.attempt(load_weights, model, found[0].state_dict, found[1], found[0].keys)
     vocab_size, checkpoints = config.vocab_size if config else None, [(f"checkpoint {found[1]}", carried)] if found else []
-    holders, notes = problems.attempt(check_tokens, params, checkpoints, (), sets or (), tasks, vocab_size) or ([], [])
+    holders = problems.attempt(check_tokens, params, checkpoints, (), sets or (), tasks, vocab_size) or []
     problems.raise_any()
     assert found and config and kernel and sets is not None
-    return _Opened(*found, config, kernel, sets, train_batch or 64, tasks, holders, notes)
+    return _Opened(*found, config, kernel, sets, train_batch or 64, tasks, holders)
 
 
 def _weights(params: Params, folder: RunFolder) -> tuple[WeightsFile, str]:
     average, resume = params.averaging.average, params.checkpoint.resume
     if average:
-        how: dict[str, Any] = {"allow_mismatch": params.data.allow_tokenizer_mismatch}
-        file = average_weights(average, params.averaging.average_coefficients, **how)
+        file = average_weights(average, params.averaging.average_coefficients, allow_mismatch=params.data.allow_tokenizer_mismatch)
         return file, "average of " + " + ".join(f"{factor:g} x {name}" for name, factor in file.about["average"])
     if resume == "latest":
         return _newest(folder, params.checkpoint.checkpoint_dir)

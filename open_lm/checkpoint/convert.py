@@ -142,14 +142,18 @@ def export_weights(
         tensors = {name: made[first] for name, first in once.items()}
     temporary = folder / f".{called}.export"
     write_weights(temporary, tensors, about)
-    with open(temporary, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(temporary)
     final = folder / f"{called}-{digest[:8]}.pt"
-    if final.exists() and (final.is_dir() or hashlib.sha256(final.read_bytes()).hexdigest() != digest):
+    if final.exists() and (final.is_dir() or _sha256(final) != digest):
         temporary.unlink()
         raise ValueError(f"--out {out}: {final} exists and is something else; move it away, or give another --name")
     os.replace(temporary, final)
     return final
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def average(checkpoints: Sequence[str], coefficients: Sequence[float], out: str, allow_mismatch: bool = False) -> Path:

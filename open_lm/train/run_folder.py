@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from open_lm.train.parallel import World, from_first
 
 _STATE = r"(step_\d+|\.step_\d+(\.\w+)*\.(tmp|fetch))/(state\.json|\.metadata|[^/]+\.distcp)?"
 _WEIGHTS = r"(epoch|stats|optimizer|(ema|poly)(_[\d.e-]+){0,2})_\d+\.pt"
-_WANDB = r"wandb/(settings|latest-run|debug[\w-]*\.log|(offline-)?run-\d[^/]*/.*)?"
+_WANDB = r"wandb/(settings|latest-run|debug[\w.-]*\.log|(offline-)?run-\d[^/]*/.*)?"
 _WRITTEN = re.compile(
     r"out(-\d+)?\.log|(params|wandb_id)\.txt|config\.yaml|(metrics|skipped_steps)\.jsonl|(plans|tokenizer|tokenizer_config|ending)\.json"
     rf"|\.lock|\.remote_sync\.json|\.remote_sync\.held/(checkpoints/.*)?|tensorboard/([^/]*tfevents[^/]*)?|{_WANDB}|code/open_lm/.*\.(py|json)"
@@ -265,27 +266,19 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def keep_warnings(tell: bool) -> Iterator[list[str]]:
+def keep_warnings(tell: bool) -> Iterator[list[logging.LogRecord]]:
     """Warnings that the body logs are kept, to be told when there is a log; where the body fails this process may `tell` them at once."""
-    root, kept = logging.getLogger(), _Keep(logging.WARNING)
+    root, kept = logging.getLogger(), MemoryHandler(1 << 20, logging.CRITICAL + 1)
+    kept.setLevel(logging.WARNING)
     before, root.handlers = root.handlers, [kept]
     try:
-        yield kept.lines
+        yield kept.buffer
     except BaseException:
-        for line in kept.lines if tell else ():
-            print(f"open_lm: warning: {line}", file=sys.stderr)
+        for record in kept.buffer if tell else ():
+            print(f"open_lm: warning: {record.getMessage()}", file=sys.stderr)
         raise
     finally:
         root.handlers = before
-
-
-class _Keep(logging.Handler):
-    def __init__(self, level: int):
-        super().__init__(level)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def write_params(folder: RunFolder, values: Mapping[str, Any]) -> None:
