@@ -23,7 +23,8 @@ from open_lm import storage
 from open_lm.checkpoint.safe_metadata import METADATA_FILE
 
 STATE_FILE = "state.json"
-_WRITTEN = re.compile(rf"{re.escape(STATE_FILE)}|{re.escape(METADATA_FILE)}|[^/]+\.distcp")
+WRITTEN = re.compile(rf"{re.escape(STATE_FILE)}|{re.escape(METADATA_FILE)}|[^/]+\.distcp")
+"""Files of a run state."""
 _LEFT_OVER = re.compile(r"\.step_\d+(\.\w+)*\.tmp")
 _NO_LATEST = "is not what a run makes, and stays; move it away, so that it can name the newest run state"
 _THREADS = 8
@@ -126,7 +127,7 @@ def foreign_files(state: Path) -> list[str]:
     """What lies in the folder of a run state, or in its place, that no run wrote."""
     if state.is_symlink() or not state.is_dir():
         return [state.name] if os.path.lexists(state) else []
-    return [name for name in storage.contents(state) if not _WRITTEN.fullmatch(name)]
+    return [name for name in storage.contents(state) if not WRITTEN.fullmatch(name)]
 
 
 def _flush_folder(folder: Path) -> None:
@@ -208,7 +209,7 @@ def remove_run_state(state: str) -> list[str]:
         shutil.rmtree(doomed)
         return []
     files = [stored.url for stored in storage.list_files(state + "/")]
-    if foreign := [name for url in files if not _WRITTEN.fullmatch(name := url[len(state) + 1 :])]:
+    if foreign := [name for url in files if not WRITTEN.fullmatch(name := url[len(state) + 1 :])]:
         return foreign
     storage.remove(storage.join(state, STATE_FILE))
     for url in (*files, storage.join(state, METADATA_FILE)):

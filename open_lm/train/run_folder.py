@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from open_lm import storage
+from open_lm.checkpoint.state_folder import WRITTEN
 from open_lm.model.zoo import model_name
 from open_lm.params import LogParams, Params, Problems
 from open_lm.params.check import validates_only
@@ -23,7 +24,7 @@ from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer
 from open_lm.train.launcher import LOCK, lock_run_folder
 from open_lm.train.parallel import World, from_first
 
-_STATE = r"(step_\d+|\.step_\d+(\.\w+)*\.(tmp|fetch))/(state\.json|\.metadata|[^/]+\.distcp)?"
+_STATE = rf"(step_\d+|\.step_\d+(\.\w+)*\.(tmp|fetch))/({WRITTEN.pattern})?"
 _WEIGHTS = r"(epoch|stats|optimizer|(ema|poly)(_[\d.e-]+){0,2})_\d+\.pt"
 _WANDB = r"wandb/(settings|latest-run|debug[\w.-]*\.log|(offline-)?run-\d[^/]*/.*)?"
 _WRITTEN = re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from open_lm.params import Params, parse_params
 from open_lm.train.parallel import World
 from open_lm.train.remote_folder import RemoteFolder
 from open_lm.train.remote_resume import check_copy, clear_copy, fetch_logs
-from open_lm.train.run_folder import RunFolder, check_places, claim_run_folder, not_written
+from open_lm.train.run_folder import RunFolder, check_places, claim_run_folder, keep_warnings, not_written
 
 Main = Callable[..., int]
 WORLD = World(0, 1, torch.device("cpu"))
@@ -149,6 +150,14 @@ def test_what_a_run_reads_is_not_overwritten_by_it(bench: Any, main_here: Main, 
                 options("--overwrite", "--average", url, "--remote-sync", there[:-2], "--logs", str(bench.folder / "logs")),
             )
     assert Path(weights).exists()
+
+
+def test_the_first_process_tells_the_warnings_of_a_start_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    for first in (True, False):
+        with pytest.raises(ValueError), keep_warnings(first):
+            logging.warning("mind the gap")
+            raise ValueError
+    assert capsys.readouterr().err == "open_lm: warning: mind the gap\n"
 
 
 def test_the_logs_of_a_copy_replace_logs_only(tmp_path: Path) -> None:
