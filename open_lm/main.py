@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         params, warnings = parse_params(argv)
         from open_lm.run import dry_run, run  # after the options, so that --help and mistakes are answered at once
+        from open_lm.train.endings import SIGNALLED
         from open_lm.train.parallel import alone, join_world
         from open_lm.validation_run import run_validation
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if validates_only(params.flat()):
                 return run_validation(params, world, warnings, given_options(TOPICS, argv))
             code = run(params, world, warnings)
-        return end(code, together=True) if code else 0
+        return end(code, together=code != SIGNALLED) if code else 0  # torchrun had the signal too, ends nobody and waits for all
     except UserError as error:  # every process found the same
         return end(2, "\n".join(f"open_lm: error: {problem}" for problem in error.problems), together=True)
     except (ValueError, OSError) as error:

@@ -232,7 +232,8 @@ class TarStream:
 
 def no_tar(begin: bytes) -> str:
     """What a file is that should be a tar, by its first bytes, with the remedy."""
-    return storage.instead_of("a tar file", begin, "give shards made by datapreprocess/make_2048.py or another webdataset writer")
+    remedy = "give shards made by datapreprocess/make_2048.py or another webdataset writer"
+    return f"is not a tar file but JSON; {remedy}" if storage.is_json(begin) else storage.instead_of("a tar file", begin, remedy)
 
 
 def _sum_is_right(header: bytes) -> bool:

@@ -47,14 +47,14 @@ _FORMAT = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", datefmt
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run writes."""
+    """Where a run writes.
+
+    Args:
+        name: of the run, from the logs folder on.
+    """
 
     path: Path
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.path.name
+    name: str
 
     @property
     def checkpoints(self) -> Path:
@@ -82,7 +82,9 @@ def choose_run_folder(params: Params) -> RunFolder:
     stamp = datetime.now().strftime("%Y_%m_%d-%H_%M_%S")
     model = Path(model_name(params.model.model)).stem
     made = f"{stamp}-model_{model}-lr_{params.optimizer.lr}-p_{params.parallel.precision}"
-    return RunFolder(storage.local_path(params.log.logs) / from_first(params.log.name or made))
+    logs = storage.local_path(params.log.logs)
+    path = logs / from_first(params.log.name or made)
+    return RunFolder(path, os.path.relpath(path, logs))
 
 
 def check_places(folder: RunFolder, params: Params) -> None:

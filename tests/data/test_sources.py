@@ -262,7 +262,7 @@ def test_a_manifest_is_training_and_validation_data_under_any_name(write_shards:
     (folder / "shard-0001.tar").unlink()
     assert f"--train-data {folder}/my.list: names {folder}/shard-0001.tar, which is not there" in refuses(folder / "my.list")
     (folder / "text.jsonl").write_text('{"text": "no manifest"}')
-    assert "text.jsonl: is not a tar file" in refuses(folder / "text.jsonl")
+    assert "text.jsonl: is not a tar file but JSON; give shards made by datapreprocess/make_2048.py" in refuses(folder / "text.jsonl")
 
 
 def test_a_shard_that_is_named_twice_is_said_and_refused_for_validation(write_shards: Write) -> None:

@@ -45,6 +45,7 @@ def test_sigterm_to_torchrun_saves_and_the_run_goes_on_to_the_same_end(bench: An
     for pid in everyone(process.pid):  # as a batch system does it: to the launcher, the processes and their data workers
         os.kill(pid, signal.SIGTERM)
     assert process.wait(60) != 0
+    assert time.time() - (bench.folder / "logs/a/ending.json").stat().st_mtime < 15, "torchrun had to kill a process"
     told = json.loads((bench.folder / "logs/a/ending.json").read_text())
     assert (told["why"], told["state_saved"]) == ("SIGTERM", True)
     assert f"step_{told['step']}" in checkpoints(bench, "a")

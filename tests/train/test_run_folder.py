@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from open_lm import storage
+from open_lm.main import main
 from open_lm.params import Params, parse_params
 from open_lm.train.parallel import World
 from open_lm.train.remote_folder import RemoteFolder
@@ -58,7 +59,7 @@ def options(*flags: str) -> Params:
 
 def claim(folder: Path, *flags: str) -> None:
     params = options(*flags)
-    lock = claim_run_folder(RunFolder(folder), params.log, params.checkpoint.resume is not None, WORLD)
+    lock = claim_run_folder(RunFolder(folder, folder.name), params.log, params.checkpoint.resume is not None, WORLD)
     assert lock
     lock.close()
 
@@ -88,6 +89,15 @@ def test_a_name_lies_below_the_logs_folder(bench: Any, main_here: Main, capsys: 
         assert f"--name {given}: " in error and "does not lie below" in error
         assert "or --overwrite" not in error
     assert storage.contents(bench.folder) == before
+
+
+def test_runs_of_one_last_name_in_two_folders_are_two(bench: Any, main_here: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = ("--remote-sync", str(bench.folder / "there"))
+    assert main_here("x/a", *copy) == 0 and main_here("y/a", *copy) == 0
+    assert {one.parent.parent.name for one in (bench.folder / "there").glob("*/a/params.txt")} == {"x", "y"}
+    assert main_here("y/a", *copy) == 2 and "--name y/a: " in capsys.readouterr().err
+    assert main(["--config", str(bench.folder / "logs/y/a/config.yaml"), "--resume", "latest"]) == 0
+    assert not (bench.folder / "logs/a").exists()
 
 
 @pytest.mark.parametrize("names", STRANGERS)
@@ -237,7 +247,9 @@ def test_folders_that_can_t_be_written_are_told_with_the_other_mistakes(
 
 def test_a_copy_is_not_the_run_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the copy would be in the run folder"):
-        check_places(RunFolder(tmp_path / "logs/r"), options("--logs", str(tmp_path / "logs"), "--remote-sync", f"file://{tmp_path}/logs"))
+        check_places(
+            RunFolder(tmp_path / "logs/r", "r"), options("--logs", str(tmp_path / "logs"), "--remote-sync", f"file://{tmp_path}/logs")
+        )
 
 
 def test_a_folder_that_becomes_read_only_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +258,7 @@ def test_a_folder_that_becomes_read_only_is_one_line(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match="--logs-dir .*: can't be written: .*: Read-only file system; name a folder in a folder of yours"):
-        check_places(RunFolder(tmp_path / "logs/r"), options("--logs", str(tmp_path / "logs")))
+        check_places(RunFolder(tmp_path / "logs/r", "r"), options("--logs", str(tmp_path / "logs")))
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(ValueError, match="--logs-dir ./logs: .*Read-only file system"):
         claim(tmp_path / "r")

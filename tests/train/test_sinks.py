@@ -119,7 +119,7 @@ class FakeWandb(types.ModuleType):
 def test_wandb_goes_on_with_the_same_run_and_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeWandb()
     monkeypatch.setitem(__import__("sys").modules, "wandb", fake)
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path, "r")
     first = Wandb(LogParams(), folder, {}, 0)
     for step in (10, 20, 30):
         first.write({"step": step, "loss": step / 10}, step, "train")
@@ -132,7 +132,7 @@ def test_wandb_goes_on_with_the_same_run_and_no_step_twice(tmp_path: Path, monke
         {10: {"train/loss": 1.0}, 20: {"train/loss": 2.0}, 30: {"train/loss": 3.0, "valid/loss": 5.0}, 40: {"train/loss": 7.0}}
     ]
     (tmp_path / "other").mkdir()
-    Wandb(LogParams(), RunFolder(tmp_path / "other"), {}, 0)
+    Wandb(LogParams(), RunFolder(tmp_path / "other", "other"), {}, 0)
     assert len(fake.runs) == 2
 
 

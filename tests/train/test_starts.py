@@ -35,7 +35,7 @@ def start(folder: Path, *flags: str, claim: bool = True) -> tuple[int | None, st
     params, _ = parse_params(["--train-data", "x", *flags])
     there = params.checkpoint.remote_sync
     remote = RemoteFolder(there, folder.name) if there else None
-    resumed, restored = find_start(params, RunFolder(folder), World(0, 1, torch.device("cpu")), remote, claim)
+    resumed, restored = find_start(params, RunFolder(folder, folder.name), World(0, 1, torch.device("cpu")), remote, claim)
     return (resumed[1].step if resumed else None), restored
 
 
