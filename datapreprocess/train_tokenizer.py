@@ -61,9 +61,8 @@ def main() -> int:
 
 def _train(params: TokenizerParams) -> TrainedTokenizer:
     missing = [f"--{name.replace('_', '-')}: missing" for name in ("input_files", "output") if not getattr(params, name)]
-    missing += storage.unwritable("--output", params.output)
     if missing:
-        raise UserError(missing)
+        raise UserError([*missing, *storage.unwritable("--output", params.output)])
     from open_lm.tokens.memory import parse_size
     from open_lm.tokens.reading.texts import read_texts
     from open_lm.tokens.tools.bpe import write_tokenizer

@@ -18,7 +18,7 @@ from open_lm.tokenizer import check_match
 def coefficients_of(count: int, coefficients: Sequence[float]) -> list[float]:
     """The coefficients as given, or 1/count each. Raises ValueError for another number of them."""
     if coefficients and len(coefficients) != count:
-        raise ValueError(f"--average-coefficients: {len(coefficients)} given for {counted(count, 'checkpoint')}; give one each, or none")
+        raise ValueError(f"--coefficients: {len(coefficients)} given for {counted(count, 'checkpoint')}; give one each, or none")
     return list(coefficients) or [1 / count] * count
 
 
@@ -46,8 +46,8 @@ def average_weights(
     for checkpoint, file in zip(checkpoints, files):
         other = {name: value.shape for name, value in file.state_dict.items()}
         if other != {name: value.shape for name, value in first.items()}:
-            raise ValueError(f"--average {checkpoint}: is of another model than {checkpoints[0]}")
-    holders = [(f"--average {name}", carried_tokenizer(*one)) for name, one in zip(checkpoints, opened)]
+            raise ValueError(f"checkpoint {checkpoint}: is of another model than {checkpoints[0]}")
+    holders = [(f"checkpoint {name}", carried_tokenizer(*one)) for name, one in zip(checkpoints, opened)]
     check_match(holders, allow_mismatch)
     pairs: dict[tuple[str, ...], str] = {}
     tied = [first_names(file.state_dict) for file in files]

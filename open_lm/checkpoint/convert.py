@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from open_lm.checkpoint.epoch_pair import is_pair
 from open_lm.checkpoint.find import read_state
 from open_lm.checkpoint.load import carried_config, carried_tokenizer, open_weights
 from open_lm.checkpoint.optimizer_file import in_openlm_keys, moments_of, optimizer_path, read_optimizer, write_optimizer
-from open_lm.checkpoint.run_state import read_run_state
 from open_lm.checkpoint.state_writer import save_run_state
 from open_lm.checkpoint.unshard import mapped_tensors, read_tensors, state_moments, state_weights
 from open_lm.checkpoint.weights import first_names, read_weights, write_weights
@@ -39,7 +39,7 @@ def unshard(state: str, out: str, optimizer: bool = False, names: bool = False) 
     """Write a run state as OpenLM's files.
 
     Args:
-        state: a `step_<n>` folder.
+        state: a `step_<n>` folder, or a run folder, whose newest one is taken.
         out: the weights file; with `optimizer` it must be named epoch_N.pt, and optimizer_N.pt is written beside it, before it.
         names: parameters by name, as OpenLM's FSDP runs have them, instead of by number.
 
@@ -47,11 +47,15 @@ def unshard(state: str, out: str, optimizer: bool = False, names: bool = False) 
         ValueError: the state is not whole, or a file of that name exists.
     """
     target = _absent(out)
+    if optimizer and not re.fullmatch(r"epoch_\d+\.pt", target.name):
+        raise ValueError(f"--out {out}: with --optimizer, give a name such as epoch_3.pt, beside which optimizer_3.pt is written")
+    state, run_state = read_state(state)
+    if is_pair(state):
+        raise ValueError(f"checkpoint {state}: holds whole weights already; copy it")
     weights = state_weights(state, _folder_of(target))
     written = []
     if optimizer:
         beside = _absent(optimizer_path(str(target)))
-        run_state = read_run_state(state)
         params = run_state.params
         group = {"lr": params.get("lr", 0.0), "betas": (params.get("beta1", 0.9), params.get("beta2", 0.95))}
         group |= {"eps": params.get("eps", 1e-8), "weight_decay": params.get("wd", 0.0)}

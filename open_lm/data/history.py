@@ -241,7 +241,7 @@ def _data_params(values: Mapping[str, Any]) -> DataParams:
         if name in values:
             value = values[name]
             if isinstance(value, str) and option.is_list:
-                value = _list(value)
+                value = _list(value if value != "None" else "[]")  # OpenLM's word for no list
             found[name] = convert(option, value)
     return DataParams(**found)
 

@@ -87,9 +87,14 @@ def read_rows(task: Task) -> list[Row]:
         ValueError: a file that can't be read, or a row that isn't one of this task type, with file and line.
     """
     try:
-        lines = storage.read_bytes(task.dataset_uri).decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        data = storage.read_bytes(task.dataset_uri)
+        lines = data.decode("utf-8-sig").split("\n")
+    except OSError as error:
         raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: can't be read ({error}); give a jsonl file") from None
+    except UnicodeDecodeError as error:
+        place = 1 + data.count(b"\n", 0, error.start)
+        said = storage.instead_of("a jsonl file", data[: storage.FIRST_BYTES], f"line {place} is not UTF-8: {error.reason}")
+        raise ValueError(f"{task.label}: dataset_uri {task.dataset_uri}: {said}") from None
     rows = []
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -202,16 +202,20 @@ def score_harness_tasks(
         with _hub_left_alone(problem is not None):
             for task in tasks:
                 start = time.perf_counter()
-                told = simple_evaluate(
-                    scored,
-                    tasks=[task],
-                    num_fewshot=num_fewshot,
-                    limit=limit,
-                    task_manager=manager,
-                    bootstrap_iters=0,
-                    log_samples=False,
-                    verbosity="ERROR",
-                )
+                try:
+                    told = simple_evaluate(
+                        scored,
+                        tasks=[task],
+                        num_fewshot=num_fewshot,
+                        limit=limit,
+                        task_manager=manager,
+                        bootstrap_iters=0,
+                        log_samples=False,
+                        verbosity="ERROR",
+                    )
+                except (ValueError, TypeError, KeyError) as error:  # of a task's YAML with unknown keys, splits or values
+                    why = " ".join(str(error).split())[:200]
+                    raise ValueError(f"--tasks {task}: lm-eval can't score it ({why}); correct its YAML") from error
                 assert told is not None
                 found = _results(told, time.perf_counter() - start, tell)
                 results |= found

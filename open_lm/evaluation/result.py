@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from open_lm.params.fields import counted
+
 
 @dataclass(frozen=True)
 class Result:
@@ -27,7 +29,8 @@ def notice(name: str, asked: int, rows: int, cut: int, questions: int, max_seq_l
     """What a score's name doesn't say, in one line: examples that are lacking, questions that were cut; nothing where all is whole."""
     said = []
     if (given := shots_given(asked, rows)) < asked:
-        said.append(f"{given} examples before a question in place of {asked}, since there are {rows} rows")
+        there = f"there {'is' if rows == 1 else 'are'} {counted(rows, 'row')}"
+        said.append(f"{counted(given, 'example')} before a question in place of {asked}, since {there}")
     if cut:
         said.append(f"{cut} of {questions} questions lose their left end to max_seq_len {max_seq_len}")
     return f"{name}: {'; '.join(said)}" if said else ""

@@ -6,7 +6,7 @@
                                               tell_full_disk around others
     unwritable, contents, remove_files, finished_name   local folders: before writing; what is there, and removing some of it
     is_remote, local_path, join, parent       names
-    file_kind, instead_of                       what a file is by its first bytes, for messages
+    file_kind, instead_of, stand_in             what a file is by its first bytes, for messages
 
 Credentials and endpoints come from the usual variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, HF_TOKEN, ...). Errors: FileNotFoundError,
 PermissionError and other OSErrors (`StorageError` for remote files) in one line; ValueError for a url that can't work. Patience:
@@ -17,7 +17,7 @@ OPENLM_STORAGE_TIMEOUT (seconds).
 from __future__ import annotations
 
 from open_lm.storage.faults import StorageError
-from open_lm.storage.kind import FIRST_BYTES, file_kind, instead_of, is_json
+from open_lm.storage.kind import FIRST_BYTES, file_kind, instead_of, is_json, stand_in
 from open_lm.storage.listing import Stored, exists, expand, expand_braces, list_files, size, stat
 from open_lm.storage.local import FullDiskError, atomic_write, contents, finished_name, remove_files, tell_full_disk, unwritable
 from open_lm.storage.reader import open_read, read_bytes
@@ -35,6 +35,7 @@ __all__ = [
     "expand",
     "expand_braces",
     "instead_of",
+    "stand_in",
     "is_json",
     "finished_name",
     "is_remote",

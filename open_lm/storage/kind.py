@@ -17,8 +17,9 @@ class Kind(NamedTuple):
 
 
 _UNPACK = "decompress it first"
+_POINTER = Kind("a Git LFS pointer", "fetch the file itself with `git lfs pull`, or download it", True)
 _MAGIC = {
-    b"version https://git-lfs": Kind("a Git LFS pointer", "fetch the file itself with `git lfs pull`, or download it", True),
+    b"version https://git-lfs": _POINTER,
     b"\x1f\x8b": Kind("a gzip file", _UNPACK),
     b"\x28\xb5\x2f\xfd": Kind("a zstd file", _UNPACK),
     b"BZh": Kind("a bzip2 file", _UNPACK),
@@ -62,3 +63,8 @@ def instead_of(wanted: str, begin: bytes, remedy: str = "download or copy it aga
     """Of a file that is not `wanted`: "is not a tar file but a Git LFS pointer; fetch ...". `remedy`: where its kind has none."""
     kind = file_kind(begin) or Kind("")
     return f"is not {wanted}{kind.name and f' but {kind.name}'}; {kind.remedy or remedy}"
+
+
+def stand_in(wanted: str, begin: bytes) -> str:
+    """`instead_of` where a Git LFS pointer or a page came in the place of a file; "" where neither did."""
+    return instead_of(wanted, begin) if file_kind(begin) in (_POINTER, _PAGE) else ""

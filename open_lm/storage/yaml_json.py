@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from open_lm.storage.kind import FIRST_BYTES, instead_of, is_json
+from open_lm.storage.kind import FIRST_BYTES, instead_of, is_json, stand_in
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|[{}]', re.DOTALL)
@@ -42,7 +42,7 @@ def read_json(data: bytes | str, first_line: int = 1, part: bool = False) -> Any
     except json.JSONDecodeError as error:
         line, character = _place(text, error.pos)
         problem = f"line {first_line + line}: is not JSON: {error.msg}, at character {character}"
-        raise ValueError(problem if part else _unless_another(data, problem)) from None
+        raise ValueError(_unless_another(data, problem, part)) from None
     except ValueError as error:
         raise ValueError(_unless_another(data, str(error))) from None
     except RecursionError:
@@ -80,7 +80,7 @@ def _why_not_json(line: bytes, error: Any) -> str:
         return why_not_utf8(damage)
     if "surrogate" in error.msg:
         return half_pair_words(error.pos)
-    return f"is not JSON: {error.msg}, at character {error.pos}"
+    return stand_in("JSON", line[:FIRST_BYTES]) or f"is not JSON: {error.msg}, at character {error.pos}"
 
 
 def why_not_utf8(error: UnicodeDecodeError) -> str:
@@ -150,9 +150,11 @@ def _decoded(data: bytes | str) -> str:
         raise ValueError(f"line {line}: {why_not_utf8(error)}") from None
 
 
-def _unless_another(data: bytes | str, problem: str) -> str:
-    """A problem with a text, or what else the file is, such as a page or an archive."""
+def _unless_another(data: bytes | str, problem: str, part: bool = False) -> str:
+    """A problem with a text, or what else the file is, such as a page or an archive; of a part of a file, a page or a pointer alone."""
     begin = data[:FIRST_BYTES] if isinstance(data, bytes) else data[:FIRST_BYTES].encode("utf-8", "replace")
+    if part:
+        return stand_in("JSON", begin) or problem
     return problem if is_json(begin) else instead_of("JSON", begin)
 
 

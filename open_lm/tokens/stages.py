@@ -80,6 +80,8 @@ def tokenize(
         sizes += spill.bucket_sizes(work.buckets)
         counts.add(UnitCounts.from_json(spill.counts))
     if not sizes.sum():
+        for path in spills_in(work.folder):
+            path.unlink()  # of no use to any other command, which they would be in the way of
         remedy = "give more text, --last-sequence pad, or a smaller --seq-len"
         raise ValueError(f"--input-files: hold {counts.tokens} tokens, and a sequence needs {work.length}; {remedy}")
     return Tokenized(counts, sizes, leftover)

@@ -257,6 +257,12 @@ def test_mistakes_are_told_in_one_line(place: Place, trained: Any) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_options_that_openlm_left_out_are_none(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--train-data .*No such file"):
+        batch(shared / "data/golden/reference_run", 1)
+
+
 def test_data_that_changed_or_went_are_not_shown(place: Place, trained: Any) -> None:
     trained("run", *MIXES["one source"])
     manifest = Path("a/16-v1/0/manifest.jsonl")

@@ -168,7 +168,7 @@ def test_a_tokenizer_that_is_not_the_checkpoints_own_is_refused_before_anything_
     run_eval([*MODEL, "--limit", "1", "--checkpoint", "one.pt", "--tokenizer", "other.json"])
     assert "one.pt: tokenizer other.json; the checkpoint carries none" in capsys.readouterr().err
     torch.save({"state_dict": model.state_dict(), "tokenizer_json": (folder / "other.json").read_text()}, folder / "more.pt")
-    with pytest.raises(UserError, match=r"--average more.pt: the tokenizer more.pt .* of --average own.pt"):
+    with pytest.raises(UserError, match=r"checkpoint more.pt: the tokenizer more.pt .* of checkpoint own.pt"):
         average_weights(["own.pt", "more.pt"])
     assert average_weights(["own.pt", "more.pt"], allow_mismatch=True).about["tokenizer_json"] == tokenizer.json_text
     with pytest.raises(UserError, match=r"--tokenizer other.json.* is another one than own.pt"):

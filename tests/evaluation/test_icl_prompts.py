@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from open_lm.evaluation import icl
 from open_lm.evaluation.benchmark import load_data_sets
 from open_lm.evaluation.icl import Prompt, Question, Request, Score
+from open_lm.evaluation.result import notice
 from open_lm.evaluation.tasks import Task
 from open_lm.tokenizer import Tokenizer
 
@@ -197,6 +199,9 @@ def test_rows_that_other_programs_write_are_read_and_half_a_character_is_named(t
     assert read(tmp_path / "r.jsonl", "multiple_choice", row)[0]["most"] == -math.inf
     with pytest.raises(ValueError, match=r"half_a_surrogate.jsonl line 1: has half a surrogate pair .* at character 20"):
         icl.read_rows(Task("t", str(cases / "half_a_surrogate.jsonl"), "multiple_choice"))
+    (tmp_path / "packed.jsonl").write_bytes(gzip.compress(row.encode()))
+    with pytest.raises(ValueError, match=r"packed.jsonl: is not a jsonl file but a gzip file; decompress it first"):
+        icl.read_rows(Task("t", str(tmp_path / "packed.jsonl"), "multiple_choice"))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +228,7 @@ def test_a_name_has_the_examples_that_there_are_and_a_line_says_what_lacks_or_is
     [data] = load_data_sets(six, tokenizer, 1000)
     assert data.name == "six/5-shot"
     assert data.notice == "six/5-shot: 5 examples before a question in place of 6, since there are 6 rows"
+    assert notice("t", 6, 1, 0, 1, 9) == "t: 0 examples before a question in place of 6, since there is 1 row"
     [whole] = load_data_sets(replace(six, num_fewshot=5), tokenizer, 1000)
     assert (whole.name, whole.notice, whole.questions) == ("six/5-shot", "", data.questions)
     longest = max(len(one.input_ids) for question in whole.questions for one in question.requests)

@@ -143,6 +143,10 @@ def test_a_task_of_ones_own_is_scored_with_lm_evals_metrics(
     assert all(r.questions == 8 and r.accuracy * 8 == round(r.accuracy * 8) for r in results.values())
     with pytest.raises(ValueError, match="--tasks nothing: lm-eval has no such task"):
         score_harness_tasks(model, tokenizer, ["nothing"], ScorerOptions(), include_path=str(tmp_path))
+    for wrong in ({"outputtype": "multiple_choice"}, {"output_type": "choice"}, {"test_split": "tset"}):
+        (tmp_path / "wrong.yaml").write_text(yaml.dump(task | {"task": "wrong"} | wrong))
+        with pytest.raises(ValueError, match=r"^--tasks wrong: lm-eval can't score it \(.*\); correct its YAML$"):
+            score_harness_tasks(model, tokenizer, ["wrong"], ScorerOptions(), include_path=str(tmp_path))
 
 
 def test_every_share_has_a_row_and_other_numbers_are_told() -> None:

@@ -49,6 +49,13 @@ def test_a_byte_order_mark_is_passed_over(encoding: str) -> None:
     assert read_json('{"a": "é"}'.encode(encoding)) == read_yaml("a: é".encode(encoding)) == {"a": "é"}
 
 
+def test_a_page_or_a_pointer_in_the_place_of_lines_is_named() -> None:
+    for line, words in ((b"<!DOCTYPE html>", "an HTML or XML page"), (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer")):
+        for read in (parse_line, lambda data: read_json(data, part=True)):
+            with pytest.raises(ValueError, match=f"is not JSON but {words}"):
+                read(line)
+
+
 def test_numbers_of_pythons_json_are_taken_and_nothing_else_more() -> None:
     line = json.dumps({"text": "NaN \ud83d\ude00", "score": [math.inf, -math.inf, 1.5]}).encode()
     for read in (parse_line, read_json):

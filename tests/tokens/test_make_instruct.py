@@ -210,6 +210,10 @@ def test_files_without_lines_are_refused(tmp_path: Path, tokenizer: Path) -> Non
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match=r"--input-files .*a\.txt: holds no lines of JSON"):
         make([tmp_path / "a.txt"], tokenizer, tmp_path / "out")
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(ValueError, match="hold no conversation"):
+        make([tmp_path / "a.jsonl"], tokenizer, tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*-work"))  # nothing is in the way of the corrected command
 
 
 def test_a_remote_output_holds_what_a_local_one_would(

@@ -263,8 +263,8 @@ def test_text_shorter_than_a_sequence_is_an_error_or_padded(tmp_path: Path, toke
     path = write_jsonl(tmp_path / "a.jsonl", ["the fox"])
     with pytest.raises(ValueError, match=r"--input-files: hold \d+ tokens, and a sequence needs 33; .*--last-sequence pad"):
         run([str(path)], tokenizer_file, tmp_path / "a")
-    counts = run([str(path)], tokenizer_file, tmp_path / "b", last_sequence="pad")
-    (sequence,) = stored_sequences(tmp_path / "b/32-v1")
+    counts = run([str(path)], tokenizer_file, tmp_path / "a", last_sequence="pad")  # nothing is in the way of the corrected command
+    (sequence,) = stored_sequences(tmp_path / "a/32-v1")
     assert sequence[-counts.padding_tokens :] == [load_tokenizer(str(tokenizer_file)).eot_id] * counts.padding_tokens
 
 

@@ -69,6 +69,10 @@ def test_a_file_that_is_not_compressed_as_named_is_an_error(tmp_path: Path, exte
     path = tmp_path / f"a.jsonl{extension}"
     path.write_bytes(b"plain text, not compressed at all")
     assert f"is not {name} data; name it for what it is" in problem(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert f"is not {name} data but a Git LFS pointer; fetch the file itself" in problem(path)
+    path.write_bytes(b"<!DOCTYPE html>\n<html>404</html>")
+    assert f"is not {name} data but an HTML or XML page" in problem(path)
 
 
 @pytest.mark.parametrize(

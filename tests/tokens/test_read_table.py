@@ -44,6 +44,12 @@ def test_an_inner_column_is_reached_with_a_dot(tmp_path: Path) -> None:
     assert [str(r) for r in batch.refused] == [f"{tmp_path}/a.parquet, row {row}: has no 'data.body'" for row in (2, 3)]
 
 
+def test_a_git_lfs_pointer_in_the_place_of_a_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ValueError, match=r"a\.parquet: is not a Parquet file but a Git LFS pointer; fetch the file itself"):
+        batches(tmp_path / "a.parquet")
+
+
 def test_missing_and_damaged_texts_are_refused_with_their_rows(tmp_path: Path) -> None:
     damaged = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
     texts_ = pa.chunked_array([pa.array(["a", None]), damaged, pa.array(["b"])])

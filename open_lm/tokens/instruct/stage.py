@@ -44,6 +44,8 @@ def pack(work: InstructWork, groups: Sequence[Group], executor: Executor, worker
     packed = _add_up(work, len(groups))
     say_refused(packed.counts)
     if not packed.bucket_sizes.sum() and not packed.counts.refused:
+        for path in spills_in(work.folder):
+            path.unlink()
         raise ValueError("--input-files: hold no conversation that is kept; give others, or another --long")
     return packed
 

@@ -49,6 +49,14 @@ def check_unchanged(file: InputFile, raw: IO[bytes]) -> None:
         raise ValueError(f"--input-files {file.path}: changed while it was read; start again when nothing writes to it")
 
 
+def damaged_table(file: InputFile, raw: IO[bytes], error: Exception) -> ValueError:
+    """Of a file that pyarrow can't read."""
+    raw.seek(0)
+    why = " ".join(str(error).split())
+    damaged = f"is no Parquet file or a damaged one ({why}); fetch it again"
+    return ValueError(f"--input-files {file.path}: {storage.stand_in('a Parquet file', raw.read(storage.FIRST_BYTES)) or damaged}")
+
+
 def named_error(file: InputFile, error: OSError) -> Exception:
     """An error of the system with the file's name and in one line, and for what a person can mend a ValueError with the remedy."""
     if isinstance(error, FileNotFoundError):

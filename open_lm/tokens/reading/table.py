@@ -14,7 +14,7 @@ from open_lm.storage import StorageError
 from open_lm.tokens.reading.batch import Found, Refused, named
 from open_lm.tokens.reading.inputs import InputFile, Part
 from open_lm.tokens.reading.lines import LARGE, Growth
-from open_lm.tokens.reading.stored import check_unchanged, open_stored
+from open_lm.tokens.reading.stored import check_unchanged, damaged_table, open_stored
 
 _BATCH_BYTES = 2 << 20
 _BATCH_ROWS = 4096
@@ -69,8 +69,7 @@ def _opened(file: InputFile) -> Iterator[Any]:
         raise
     except (pyarrow.ArrowException, OSError) as error:
         check_unchanged(file, raw)
-        why = " ".join(str(error).split())
-        raise ValueError(f"--input-files {file.path}: is no Parquet file or a damaged one ({why}); fetch it again") from None
+        raise damaged_table(file, raw, error) from None
     finally:
         raw.close()
 

@@ -114,7 +114,8 @@ class ZstdStream:
 
     def _damage(self, error: Exception) -> str:
         if self._scan.lost and self._scan.frame[0] == 0:
-            return f"--input-files {self._name}: is not zstd data; name it for what it is"
+            self._file.seek(0)
+            return _not_packed(self._name, "zstd", self._file.read(storage.FIRST_BYTES))
         if self._scan.lost:
             return _behind(self._name, "zstd", self._scan.frame[0])
         what = str(error).removeprefix("zstd decompress error: ")
@@ -181,9 +182,14 @@ class GzipStream:
     def _damage(self, error: Exception) -> str:
         if "incorrect header" in str(error):
             if self._first:
-                return f"--input-files {self._name}: is not gzip data; name it for what it is"
+                return _not_packed(self._name, "gzip", self._stored[: storage.FIRST_BYTES])
             return _behind(self._name, "gzip", self._stored_end - len(self._stored))
         return f"--input-files {self._name}: its gzip data is damaged after byte {self.position} of its text ({error}); fetch it again"
+
+
+def _not_packed(name: str, kind: str, begin: bytes) -> str:
+    said = storage.stand_in(f"{kind} data", begin) or f"is not {kind} data; name it for what it is"
+    return f"--input-files {name}: {said}"
 
 
 def _behind(name: str, kind: str, stored: int) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_lm import storage
-from open_lm.params.fields import UserError
+from open_lm.params.fields import UserError, counted
 from open_lm.progress import Progress
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Sample:
                 self._keep_some(held, share, text)
                 self.documents, self.bytes = self.documents + 1, self.bytes + len(text.encode())
                 yield text
-        log.info("%d documents, %.1f MB are counted; learning the merges", self.documents, self.bytes / 1e6)
+        log.info("counted %s, %.1f MB; learning the merges", counted(self.documents, "document"), self.bytes / 1e6)
 
     def _keep_some(self, number: int, share: float, text: str) -> None:
         if number >= (1 - share) * 2**64 or not self.trained_on:

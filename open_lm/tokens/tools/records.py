@@ -14,7 +14,7 @@ from open_lm.storage.yaml_json import parse_line
 from open_lm.tokens.reading.inputs import InputFile, Part
 from open_lm.tokens.reading.lines import Lines
 from open_lm.tokens.reading.reader import Reader
-from open_lm.tokens.reading.stored import check_unchanged, open_stored
+from open_lm.tokens.reading.stored import check_unchanged, damaged_table, open_stored
 
 _ROWS = 256
 
@@ -100,8 +100,7 @@ def _table(file: InputFile) -> Iterator[Any]:
     except StorageError:
         raise
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"--input-files {file.path}: is no Parquet file or a damaged one ({why}); fetch it again") from None
+        raise damaged_table(file, raw, error) from None
     finally:
         raw.close()
 
