@@ -237,21 +237,18 @@ def _why_not(wanted: str, data: bytes, error: Exception) -> str:
     return f"not {wanted}: {error}" if storage.is_json(begin) else storage.instead_of(wanted, begin)
 
 
-def _from_hub(name: str) -> tuple[str, bytes | None]:
-    """The tokenizer.json of a hub tokenizer, and its tokenizer_config.json, None where it has none."""
+def _from_hub(name: str) -> tuple[str, bytes]:
+    """The tokenizer.json of a hub tokenizer, and its tokenizer_config.json, b"" where it has none."""
     import tokenizers
 
     try:
-        text = tokenizers.Tokenizer.from_file(str(from_hub(name, "tokenizer.json"))).to_str()
+        text = tokenizers.Tokenizer.from_buffer(from_hub(name, TOKENIZER)).to_str()
+        return text, from_hub(name, TOKENIZER_CONFIG, optional=True)
     except Exception as error:  # tokenizers raises plain Exception for a file that is none
         raise ValueError(
             f"--tokenizer {name}: {' '.join(str(error).split())[:300]}; check the name, give a tokenizer.json or a folder that holds one, "
             "or set HF_ENDPOINT to a mirror"
         ) from None
-    try:
-        return text, from_hub(name, TOKENIZER_CONFIG).read_bytes()
-    except (FileNotFoundError, ValueError):
-        return text, None
 
 
 Holder = tuple[str, Tokenizer | None]

@@ -1,6 +1,6 @@
 """The shards that a run reads: from patterns and manifests to places with their counts, lengths and tokenizer.
 
-A source is one `--train-data` (parts joined by `::`), all shards of a folder that are named one by one, or one `--dataset-manifest`.
+A source is one `--train-data` (parts joined by `::`), the shards of a folder that are named one after another, or one `--dataset-manifest`.
 All its sequences have the length of its first.
 """
 
@@ -11,6 +11,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +79,10 @@ _Found = list[tuple[Place, storage.Stored | None]]
 
 
 def join_shards(names: Sequence[str]) -> tuple[str, ...]:
-    """Sources, from names: shards of one folder that are named one by one, as the shell does with a glob, are one, joined by `::`."""
-    groups: dict[str, list[str]] = {}
-    for number, name in enumerate(names):
-        groups.setdefault(storage.parent(name) if _is_one_shard(name) else f"\0{number}", []).append(name)
-    return tuple("::".join(group) for group in groups.values())
+    """Sources, from names: shards of a folder that are named one after another, as the shell does with a glob, are joined by `::`."""
+    folders = (storage.parent(name) if _is_one_shard(name) else number for number, name in enumerate(names))
+    groups = groupby(zip(folders, names), key=itemgetter(0))
+    return tuple("::".join(name for _, name in group) for _, group in groups)
 
 
 def _is_one_shard(name: str) -> bool:

@@ -31,7 +31,7 @@ _BUFFER = 1 << 20
 _MOST_ZEROS = 1 << 20
 """Zeros at the end of a tar; writers fill up to 10 KiB. A file of its full size whose download was cut has more, in place of members."""
 _GZIP = b"\x1f\x8b"
-_REGULAR, _SKIPPED = b"0\0" + b"7", b"123456"  # links, devices and folders have no content
+_REGULAR, _SKIPPED = b"0\0" + b"7", b"123456V"  # links, devices, folders and labels have no content
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
@@ -198,9 +198,10 @@ class TarStream:
     def _size(self, header: bytes) -> int:
         field = header[124:136]
         try:
-            if field[0] == 0x80:
-                return int.from_bytes(field[1:], "big")
-            return int(field.strip(b" \0") or b"0", 8)
+            size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
+            if size < 0:
+                raise ValueError
+            return size
         except ValueError:
             raise ValueError(f"{self._name}: no tar header at byte {self._at - _BLOCK}; it is damaged") from None
 

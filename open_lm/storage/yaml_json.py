@@ -124,11 +124,11 @@ def _refuse_second_key(text: str, first_line: int) -> None:
         elif match[0] == "}":
             objects.pop()
         elif match[1]:
-            line = first_line + _place(text, match.start())[0]
             key = json.loads(match[0][: -len(match[1])])
             if key in objects[-1]:
-                raise NotTakenError(_twice(key, line, objects[-1][key]))
-            objects[-1][key] = line
+                first, second = (first_line + _place(text, at)[0] for at in (objects[-1][key], match.start()))
+                raise NotTakenError(_twice(key, second, first))
+            objects[-1][key] = match.start()
 
 
 def _twice(key: str, line: int, first: int) -> str:
@@ -177,14 +177,14 @@ def read_yaml(data: bytes | str, text_keys: Collection[str] = ()) -> Any:
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
-            lines: dict[tuple[str, str], int] = {}
+            lines: dict[Any, int] = {}
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
                     continue
-                line = key.start_mark.line + 1
-                if (key.tag, key.value) in lines:
-                    raise NotTakenError(_twice(key.value, line, lines[key.tag, key.value]))
-                lines[key.tag, key.value] = line
+                line, meant = key.start_mark.line + 1, self.construct_object(key)  # `yes` and `true` are one key
+                if meant in lines:
+                    raise NotTakenError(_twice(key.value, line, lines[meant]))
+                lines[meant] = line
                 if key.value.replace("-", "_") in text_keys:
                     for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                         if isinstance(one, yaml.ScalarNode) and not one.tag.endswith(":null"):

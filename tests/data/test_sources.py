@@ -235,6 +235,8 @@ def test_shards_of_a_folder_that_are_named_one_by_one_are_one_source(write_shard
     assert "4 weights for 5 sources; give one each; a glob in quotes" in refuses(*names, train_data_mix_weights=(1.0,) * 4)
     factors = build(*names[:3], dataset_resampled=True, train_data_upsampling_factors=("1", "2", "3"))
     assert factors.plan is not None and factors.plan.sources[0].factors.tolist() == [1, 2, 3]
+    factors = build(names[0], names[3], names[1], dataset_resampled=True, train_data_upsampling_factors=("1", "2", "3"))
+    assert factors.plan is not None and [source.factors.tolist() for source in factors.plan.sources] == [[1], [2], [3]]
 
 
 def test_a_run_that_was_begun_with_a_source_for_each_shard_keeps_them(write_shards: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,14 @@ def test_a_large_size_in_base_256_is_understood() -> None:
     assert read(bytes(data)) == [("a.txt", b"hello")]
 
 
+def test_a_size_below_zero_is_damage_and_no_way_back(tmp_path: Path) -> None:
+    data = bytearray(tar([("a.txt", b"hello")]))
+    data[124:136] = b"-0000001000\0"
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    with pytest.raises(ValueError, match="no tar header at byte 0; it is damaged"):
+        read_both(bytes(data), tmp_path)
+
+
 def read_both(data: bytes, folder: Path) -> list[Member]:
     """What the stream and the header walk of a local file find, or the error that both give."""
     path = folder / "s.tar"
