@@ -60,10 +60,14 @@ def parse_line(line: bytes) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        why = _why_not_json(line, error)
-    if b"NaN" in line or b"Infinity" in line:  # orjson refuses them
+        message, place = error.msg, error.pos
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as damage:
+        raise ValueError(why_not_utf8(damage)) from None
+    why = half_pair_words(place) if "surrogate" in message else f"is not JSON: {message}, at character {place}"
+    if "NaN" in text or "Infinity" in text:  # orjson refuses them
         try:
-            text = line.decode("utf-8")
             value = json.loads(text)
             if (character := half_pair(text)) is None:
                 return value
@@ -71,16 +75,6 @@ def parse_line(line: bytes) -> Any:
         except (ValueError, RecursionError):
             pass
     raise ValueError(why)
-
-
-def _why_not_json(line: bytes, error: Any) -> str:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as damage:
-        return why_not_utf8(damage)
-    if "surrogate" in error.msg:
-        return half_pair_words(error.pos)
-    return f"is not JSON: {error.msg}, at character {error.pos}"
 
 
 def why_not_utf8(error: UnicodeDecodeError) -> str:
@@ -199,9 +193,7 @@ def read_yaml(data: bytes | str, text_keys: Collection[str] = ()) -> Any:
         raise ValueError("is not YAML that can be read: too deeply nested") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = (
-            f"line {mark.line + 1}: is not YAML: {error.problem}, at character {mark.column}" if mark else f"is not YAML: {error.problem}"
-        )
-        raise ValueError(place) from None
+        line, place = (f"line {mark.line + 1}: ", f", at character {mark.column}") if mark else ("", "")
+        raise ValueError(f"{line}is not YAML: {error.problem}{place}") from None
     except (yaml.YAMLError, ValueError) as error:  # such as a day that no calendar has
         raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from None

@@ -129,7 +129,7 @@ def test_shards_without_a_sequence_are_refused(write_shards: Write) -> None:
 
 
 def test_a_key_that_samples_lack_is_refused_with_what_they_have(write_shards: Write, write_tar: Write, tmp_path: Path) -> None:
-    assert "--data-key npy: sample 000000000000 of" in refuses(f"{write_shards([1])}/*.tar", data_key="npy")
+    assert "--data-key npy: the sample of 000000000000.txt in" in refuses(f"{write_shards([1])}/*.tar", data_key="npy")
     both = write_tar(tmp_path / "both.tar", [("a.txt", b"[1]"), ("a.json", b"[1]")])
     assert "has members json, txt; name the extension" in refuses(both)
     other = write_tar(tmp_path / "other.tar", [("a.jpg", b"")])
