@@ -140,8 +140,7 @@ def _config(tokenizer: str) -> dict[str, Any]:
 
 def _beside(tokenizer: str, name: str) -> bytes | None:
     """A file beside a tokenizer.json, on this disk, behind a URL or on the hub; None where there is none."""
-    path = storage.local_path(tokenizer) if not storage.is_remote(tokenizer) else None
-    if path is not None and not path.exists():
+    if not storage.is_remote(tokenizer) and not storage.exists(tokenizer):
         return from_hub(tokenizer, name, optional=True) or None
     folder = storage.parent(tokenizer) if tokenizer.endswith(".json") else tokenizer
     try:
