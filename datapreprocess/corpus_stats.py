@@ -21,6 +21,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:
@@ -77,17 +78,16 @@ def main() -> int:
 def _run(params: StatsParams, output: OutputParams) -> None:
     _check(params, output)
     from open_lm.tokens.tools.corpus_stats import of_shards, table, to_json_text
-    from open_lm.tokens.tools.tool_files import write_file
 
     figures: TextFigures | ShardFigures = of_shards(params.shards) if params.shards else _of_texts(params)
     print(table(figures.rows(), output.table))
     if output.output_json:
-        write_file(output.output_json, to_json_text(figures).encode())
+        storage.write_bytes(output.output_json, to_json_text(figures).encode())
     if output.output_png:
         from open_lm.tokens.histogram import picture
 
         title = params.shards or " ".join(params.input_files)
-        write_file(output.output_png, picture(figures.lengths, figures.fill, title if len(title) < 90 else title[:87] + "..."))
+        storage.write_bytes(output.output_png, picture(figures.lengths, figures.fill, title if len(title) < 90 else title[:87] + "..."))
 
 
 def _check(params: StatsParams, output: OutputParams) -> None:
@@ -108,13 +108,14 @@ def _of_texts(params: StatsParams) -> TextFigures:
     from open_lm.tokenizer import load_tokenizer
     from open_lm.tokens.reading.inputs import list_inputs
     from open_lm.tokens.tools.corpus_stats import TextFigures, TextVisitor
-    from open_lm.tokens.tools.survey import encoder_work, survey, workers
+    from open_lm.tokens.tools.survey import survey, workers
     from open_lm.tokens.tools.tool_files import spooled
+    from open_lm.tokens.unit import encoder_work
 
     figures = TextFigures(params.seq_len + 1)
     with tempfile.TemporaryDirectory() as folder:
         files = list_inputs(spooled(params.input_files, folder))
-        work = encoder_work(load_tokenizer(params.tokenizer), folder)
+        work = encoder_work(load_tokenizer(params.tokenizer), folder, verify=False)  # no ids are written
         make = functools.partial(TextVisitor, work, figures.length)
         with workers(params.num_workers, work) as executor:
             for visitor in survey(make, files, params.text_key, executor):

@@ -6,7 +6,6 @@ python datapreprocess/make_2048.py --input-files raw_data/*.jsonl.zst --output-d
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from pathlib import Path
@@ -36,10 +35,6 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:
-        remedy = "; the same command goes on from here" if error.errno == errno.ENOSPC else ""
-        print(f"{error}{remedy}", file=sys.stderr)
-        return 1
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

@@ -6,7 +6,6 @@ python datapreprocess/make_instruct.py --input-files chats/*.jsonl.zst --tokeniz
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from pathlib import Path
@@ -39,10 +38,6 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:
-        remedy = "; the same command goes on from here" if error.errno == errno.ENOSPC else ""
-        print(f"{error}{remedy}", file=sys.stderr)
-        return 1
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

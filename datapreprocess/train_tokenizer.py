@@ -17,7 +17,6 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
-from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, counted, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:
@@ -51,9 +50,6 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 1
     for line in _report(trained, topics[TokenizerParams].vocab_size):
         print(line)
     return 0
@@ -61,12 +57,13 @@ def main() -> int:
 
 def _train(params: TokenizerParams) -> TrainedTokenizer:
     missing = [f"--{name.replace('_', '-')}: missing" for name in ("input_files", "output") if not getattr(params, name)]
-    if missing:
-        raise UserError([*missing, *storage.unwritable("--output", params.output)])
     from open_lm.tokens.memory import parse_size
     from open_lm.tokens.reading.texts import read_texts
     from open_lm.tokens.tools.bpe import write_tokenizer
-    from open_lm.tokens.tools.tool_files import spooled
+    from open_lm.tokens.tools.tool_files import output_problems, spooled
+
+    if missing:
+        raise UserError(missing + output_problems({"--output": params.output}, params.overwrite))
 
     try:
         sample = None if params.sample_bytes is None else parse_size(params.sample_bytes)

@@ -23,6 +23,7 @@ from open_lm.command_line import end_on_signals  # noqa: E402
 
 end_on_signals(__name__)
 
+from open_lm import storage  # noqa: E402
 from open_lm.params.fields import UserError, parse_topics  # noqa: E402
 
 if TYPE_CHECKING:
@@ -96,14 +97,15 @@ def _run(params: ValidationParams) -> Findings:
     _check(params)
     from open_lm.tokenizer import load_tokenizer
     from open_lm.tokens.reading.inputs import list_inputs
-    from open_lm.tokens.tools.survey import encoder_work, survey, workers
+    from open_lm.tokens.tools.survey import survey, workers
     from open_lm.tokens.tools.tool_files import spooled
     from open_lm.tokens.tools.validation import Checks, Findings, ValidationVisitor
+    from open_lm.tokens.unit import encoder_work
 
     findings = Findings()
     with tempfile.TemporaryDirectory() as folder:
         files = list_inputs(spooled(params.input_files, folder))
-        work = encoder_work(load_tokenizer(params.tokenizer), folder)
+        work = encoder_work(load_tokenizer(params.tokenizer), folder, verify=False)  # no ids are written
         checks = Checks(work, params.long_line, params.duplicates, params.list == "all", params.most_listed)
         with workers(params.num_workers, work) as executor:
             for visitor in survey(functools.partial(ValidationVisitor, checks), files, params.text_key, executor):
@@ -114,7 +116,6 @@ def _run(params: ValidationParams) -> Findings:
 
 
 def _report(findings: Findings, files: Sequence[InputFile], params: ValidationParams) -> None:
-    from open_lm.tokens.tools.tool_files import write_file
     from open_lm.tokens.tools.validation import BAD, ODD, csv_lines
 
     print(f"{'documents':<34} {findings.documents:>16,}\n{'characters':<34} {findings.characters:>16,}")
@@ -122,7 +123,7 @@ def _report(findings: Findings, files: Sequence[InputFile], params: ValidationPa
         print(f"{kind:<34} {findings.counts[kind]:>16,}")
     lines = list(csv_lines(findings.listed if params.output_csv else findings.listed[:SHOWN], files))
     if params.output_csv:
-        write_file(params.output_csv, "".join(lines).encode())
+        storage.write_bytes(params.output_csv, "".join(lines).encode())
         print(f"{params.output_csv}: {len(findings.listed):,} listed")
     elif findings.listed:
         print("".join(lines), end="", file=sys.stderr)

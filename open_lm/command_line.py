@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import select
@@ -140,7 +141,7 @@ def _unraisable(told: Any) -> None:
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What a command doesn't catch: files that can't be written or read are told in a line, all else is a fault of ours."""
     if isinstance(error, OSError):
-        end(1, str(error))
+        end(1, f"{error}{_hint if error.errno == errno.ENOSPC else ''}")
     elif "TORCHELASTIC_ERROR_FILE" in os.environ:
         end(1, "".join(traceback.format_exception(kind, error, trace)))
     else:

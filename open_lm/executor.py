@@ -71,8 +71,8 @@ class LocalExecutor:
 
     def wait(self) -> None:
         """Return when a worker is ready."""
-        for _ in self.map(_nothing, [None]):
-            pass
+        with Progress("starting the workers"):
+            list(self.map(_nothing, [None]))
 
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         """As `Executor.map`. A task whose worker was killed is done again.

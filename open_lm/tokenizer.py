@@ -69,7 +69,7 @@ class Tokenizer:
         try:
             self.backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"--tokenizer {name}: {_why_not('a tokenizer.json', json_text.encode(errors='replace'), error)}") from None
+            raise ValueError(f"--tokenizer {name}: not a tokenizer.json: {error}") from None
         self.backend.no_truncation()  # a tokenizer.json may carry a length limit, which would lose text in silence
         self.backend.no_padding()
         if isinstance(eot_token, int):
@@ -93,9 +93,7 @@ class Tokenizer:
         try:
             about = read_json(declared or "{}")
         except ValueError as error:
-            data = declared.encode(errors="replace") if isinstance(declared, str) else declared or b""
-            reason = f"{error}; mend or remove it" if storage.is_json(data[: storage.FIRST_BYTES]) else _why_not("JSON", data, error)
-            raise ValueError(f"--tokenizer {self.name}: its {TOKENIZER_CONFIG}: {reason}") from None
+            raise ValueError(f"--tokenizer {self.name}: its {TOKENIZER_CONFIG}: {error}; mend or remove it") from None
         return about if isinstance(about, dict) else {}
 
     def _known(self, token: Any) -> str | None:
@@ -207,18 +205,13 @@ def load_tokenizer(source: str, eot_token: str | int | None = None) -> Tokenizer
     Raises:
         ValueError: nothing there, with the remedy.
     """
-    if storage.is_remote(source):
-        url = source if source.endswith(".json") else storage.join(source, "tokenizer.json")
-        about = storage.join(source, TOKENIZER_CONFIG)
-        declared = None if url == source or not storage.exists(about) else storage.read_bytes(about)
-        return Tokenizer(_checked(storage.read_bytes(url), source), source, eot_token, declared)
-    path = storage.local_path(source)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if file.is_file():
-        beside = path / TOKENIZER_CONFIG
-        declared = beside.read_bytes() if beside.is_file() else None
-        return Tokenizer(_checked(file.read_bytes(), source), source, eot_token, declared)
-    if path.exists() or source.endswith(".json") or source.startswith((".", "/", "~")):
+    remote = storage.is_remote(source)
+    folder = not source.endswith(".json") if remote else storage.local_path(source).is_dir()
+    file, about = storage.join(source, TOKENIZER) if folder else source, storage.join(source, TOKENIZER_CONFIG)
+    if remote or storage.local_path(file).is_file():
+        declared = storage.read_bytes(about) if folder and storage.exists(about) else None
+        return Tokenizer(_checked(storage.read_bytes(file), source), source, eot_token, declared)
+    if folder or storage.exists(source) or source.endswith(".json") or source.startswith((".", "/", "~")):
         raise ValueError(f"--tokenizer {source}: no tokenizer.json there; give a file, a folder that holds one, or a Hugging Face name")
     text, declared = _from_hub(source)
     return Tokenizer(text, source, eot_token, declared)
@@ -230,30 +223,21 @@ def _checked(data: bytes, source: str) -> str:
         read_json(data)
         return data.decode("utf-8-sig")
     except ValueError as error:
-        raise ValueError(f"--tokenizer {source}: {_why_not('a tokenizer.json', data, error)}") from None
+        raise ValueError(f"--tokenizer {source}: not a tokenizer.json: {error}") from None
 
 
-def _why_not(wanted: str, data: bytes, error: Exception) -> str:
-    """What a file is in the place of another one, or what is wrong with its JSON."""
-    begin = data[: storage.FIRST_BYTES]
-    return f"not {wanted}: {error}" if storage.is_json(begin) else storage.instead_of(wanted, begin)
-
-
-def _from_hub(name: str) -> tuple[str, bytes | None]:
-    """The tokenizer.json of a hub tokenizer, and its tokenizer_config.json, None where it has none."""
+def _from_hub(name: str) -> tuple[str, bytes]:
+    """The tokenizer.json of a hub tokenizer, and its tokenizer_config.json, b"" where it has none."""
     import tokenizers
 
     try:
-        text = tokenizers.Tokenizer.from_file(str(from_hub(name, "tokenizer.json"))).to_str()
+        text = tokenizers.Tokenizer.from_buffer(from_hub(name, TOKENIZER)).to_str()
+        return text, from_hub(name, TOKENIZER_CONFIG, optional=True)
     except Exception as error:  # tokenizers raises plain Exception for a file that is none
         raise ValueError(
             f"--tokenizer {name}: {' '.join(str(error).split())[:300]}; check the name, give a tokenizer.json or a folder that holds one, "
             "or set HF_ENDPOINT to a mirror"
         ) from None
-    try:
-        return text, from_hub(name, TOKENIZER_CONFIG).read_bytes()
-    except (FileNotFoundError, ValueError):
-        return text, None
 
 
 Holder = tuple[str, Tokenizer | None]

@@ -238,8 +238,7 @@ def _open_sources(params: DataParams, names: Sequence[str], seq_len: int, access
             listing = list_pattern(flag, name, access) if params.train_data else list_manifest(flag, name, access.lose_shards)
             if params.train_data and params.dataset_manifest:
                 listing = with_counts(listing, params.dataset_manifest[index])
-            how: dict[str, Any] = {"key": params.data_key, "scan_remote": access.scan_remote, "lose_shards": access.lose_shards}
-            sources.append(open_source(flag, listing, seq_len=seq_len, tokenizer=tokenizer, **how))
+            sources.append(open_source(flag, listing, seq_len=seq_len, key=params.data_key, tokenizer=tokenizer, access=access))
         except (ValueError, OSError) as error:
             found.append(_with_flag(flag, shown(name), error))
     if found:
@@ -310,8 +309,7 @@ def build_validation_data(
             listing: Listing = list_pattern("--val-data", name, access)
             if listing.repeated:
                 raise ValueError(f"--val-data {listing.name}: names {listing.repeated[0]} twice; name each shard once")
-            how: dict[str, Any] = {"key": key, "tokenizer": known, "scan_remote": access.scan_remote}
-            source = open_source("--val-data", listing, seq_len=seq_len, **how)
+            source = open_source("--val-data", listing, seq_len=seq_len, key=key, tokenizer=known, access=access)
         except (ValueError, OSError) as error:
             found.append(_with_flag("--val-data", name, error))
             continue
@@ -337,10 +335,8 @@ def check_ids(flag: str, sources: Iterable[ShardSource], sets: Iterable[Validati
         UserError: with a line for each that has ids beyond it.
     """
     found = []
-    for name, source, rows in [
-        *((f"{flag} {s.name}", s, None) for s in sources),
-        *((f"--val-data {s.name}", s.source, s.rows) for s in sets),
-    ]:
+    read_late: list[tuple[str, ShardSource, FileOrderRows | None]] = [(f"--val-data {one.name}", one.source, one.rows) for one in sets]
+    for name, source, rows in [*((f"{flag} {source.name}", source, None) for source in sources), *read_late]:
         highest, shard, member = source.highest
         try:
             if highest >= vocab_size:

@@ -1,6 +1,6 @@
 """The shards that a run reads: from patterns and manifests to places with their counts, lengths and tokenizer.
 
-A source is one `--train-data` (parts joined by `::`), all shards of a folder that are named one by one, or one `--dataset-manifest`.
+A source is one `--train-data` (parts joined by `::`), the shards of a folder that are named one after another, or one `--dataset-manifest`.
 All its sequences have the length of its first.
 """
 
@@ -11,6 +11,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from open_lm.data import counts, stream
 from open_lm.data.access import Access
 from open_lm.data.counts import ShardCount
 from open_lm.data.places import Place, Remote, folder_of, is_elsewhere, open_place, place_of, split_parts
-from open_lm.shards.index import token_extension
 from open_lm.shards.manifest import MANIFEST, read_manifest, shard_url
-from open_lm.shards.members import decode_member
+from open_lm.shards.scan import TokenMember, decode, token_members
+from open_lm.shards.tar_stream import TarStream
 from open_lm.tokenizer import TOKENIZER, Holder, Tokenizer, load_tokenizer
 
 OPENLM_EOT_ID = 0
@@ -77,11 +79,10 @@ _Found = list[tuple[Place, storage.Stored | None]]
 
 
 def join_shards(names: Sequence[str]) -> tuple[str, ...]:
-    """Sources, from names: shards of one folder that are named one by one, as the shell does with a glob, are one, joined by `::`."""
-    groups: dict[str, list[str]] = {}
-    for number, name in enumerate(names):
-        groups.setdefault(storage.parent(name) if _is_one_shard(name) else f"\0{number}", []).append(name)
-    return tuple("::".join(group) for group in groups.values())
+    """Sources, from names: shards of a folder that are named one after another, as the shell does with a glob, are joined by `::`."""
+    folders = (storage.parent(name) if _is_one_shard(name) else number for number, name in enumerate(names))
+    groups = groupby(zip(folders, names), key=itemgetter(0))
+    return tuple("::".join(name for _, name in group) for _, group in groups)
 
 
 def _is_one_shard(name: str) -> bool:
@@ -231,8 +232,7 @@ def open_source(
     seq_len: int,
     key: str | None,
     tokenizer: Tokenizer | None,
-    scan_remote: bool = False,
-    lose_shards: bool = False,
+    access: Access,
 ) -> ShardSource:
     """Find out what a source's shards hold.
 
@@ -240,25 +240,25 @@ def open_source(
         flag: the option it came by, for messages.
         key: extension of the token members; None finds it in the first sample.
         tokenizer: the given one; else the first that lies beside the shards.
-        scan_remote: read shards elsewhere that no manifest names, to count them.
-        lose_shards: where the first shard can't be read, another one tells what they hold.
+        access: where shards may be lost and the first can't be read, another one tells what they hold.
 
     Raises:
         ValueError: not a shard, one elsewhere that no manifest names, no sequence, sequences too short, or of two lengths; one line.
     """
     try:
-        first = _first_sample(listing.shards, lose_shards)
-        key = key or token_extension(first.members, first.shard)
+        first, member = _first_member(listing.shards, key, access.lose_shards)
+        key = member.extension
         beside = _tokenizers_beside(listing.shards)
         label = f"{flag} {listing.name}"
         holders: list[Holder] = [(f"--tokenizer {tokenizer.name}", tokenizer)] if tokenizer else []
         holders += [(label, one) for one in beside] if beside or tokenizer else [(label, None)]
         tokenizer = tokenizer or next(iter(beside), None)
         unknown = [shard for shard, count in zip(listing.shards, listing.counts) if count is None]
-        counted = iter(counts.count_shards(unknown, key, scan_remote) if unknown else ())
+        counted = iter(counts.count_shards(unknown, key, access.scan_remote) if unknown else ())
         known = [count or next(counted) for count in listing.counts]
-        decoded = _decoded(first, key, tokenizer.eot_id if tokenizer else OPENLM_EOT_ID)
-        tokens, highest = int(decoded.shape[1]), (int(decoded.max(initial=0)), first.shard, f"{first.base}.{key}")
+        eot_id = tokenizer.eot_id if tokenizer else OPENLM_EOT_ID
+        decoded = decode(member, first, eot_id, None)
+        tokens, highest = int(decoded.shape[1]), (int(decoded.max(initial=0)), first, member.name)
         for shard, count in zip(listing.shards, known):
             if count.tokens_per_sequence not in (None, tokens):
                 raise ValueError(
@@ -269,40 +269,33 @@ def open_source(
         raise ValueError(f"{flag} {listing.name}: {error}") from None
     if tokens < seq_len + 1:
         raise ValueError(
-            f"{flag} {listing.name}: the sequences of {first.shard} have {tokens} tokens, a row of the model needs seq_len + 1 = "
+            f"{flag} {listing.name}: the sequences of {first} have {tokens} tokens, a row of the model needs seq_len + 1 = "
             f"{seq_len + 1}; use a model with seq_len {tokens - 1} or less, or make longer sequences"
         )
     if sum(c.sequences for c in known) == 0:
         raise ValueError(f"{flag} {listing.name}: holds no sequence")
     sequences = np.array([c.sequences for c in known], dtype=np.int64)
-    eot_id = tokenizer.eot_id if tokenizer else OPENLM_EOT_ID
     sizes = tuple(s.size if c.bytes is None and s else c.bytes for c, s in zip(known, listing.stored))
     sums, stamps = tuple(c.sha256 for c in known), tuple(s.stamp if s else "" for s in listing.stored)
     files = stream.ShardFiles(listing.shards, key, sequences, sizes, tokens, eot_id, sums, stamps)
     return ShardSource(listing.name, files, np.array(listing.parts), tokenizer, listing.repeated, tuple(holders), highest)
 
 
-def _first_sample(shards: Sequence[Place], lose_shards: bool) -> stream.Sample:
-    """The first sample of some shards; where they may be lost, of the first shard among `_TRIED` that can be read."""
+def _first_member(shards: Sequence[Place], key: str | None, lose_shards: bool) -> tuple[str, TokenMember]:
+    """The first token member of some shards, and its shard; where they may be lost, of the first among `_TRIED` that can be read."""
     why: Exception | None = None
-    for group in [[shard] for shard in shards[:_TRIED]] if lose_shards else [shards]:
+    for shard in shards[:_TRIED] if lose_shards else shards:
         try:
-            first = next(stream.samples(group), None)
+            with open_place(shard) as file:
+                found = next(token_members(TarStream(file, str(shard)), key, str(shard)), None)
         except (ValueError, OSError) as error:
+            if not lose_shards:
+                raise
             why = why or error
             continue
-        if first is not None:
-            return first
+        if found is not None:
+            return str(shard), found
     raise why or ValueError(f"{shards[0]}: holds no sequence")
-
-
-def _decoded(sample: stream.Sample, key: str, eot_id: int) -> np.ndarray:
-    if key not in sample.members:
-        raise ValueError(f"--data-key {key}: sample {sample.base} of {sample.shard} has only {', '.join(sorted(sample.members))}")
-    try:
-        return decode_member(key, sample.members[key], eot_id)
-    except ValueError as error:
-        raise ValueError(f"{sample.shard}, member {sample.base}.{key}: {error}") from None
 
 
 def _tokenizers_beside(shards: Sequence[Place]) -> tuple[Tokenizer, ...]:

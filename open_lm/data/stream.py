@@ -1,6 +1,5 @@
-"""Tokens out of shards: the samples from the front (`samples`), and any row by its place.
-
-`ShardReader` finds a row through the shard's index and reads that row's bytes only; a shard from elsewhere is fetched as a whole first.
+"""Rows out of shards by their place: `ShardReader` finds a row through the shard's index and reads that row's bytes only; a shard from
+elsewhere is fetched as a whole first.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ import hashlib
 import os
 import resource
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -18,11 +17,10 @@ import numpy as np
 
 from open_lm.data.cache import CacheError, Wanted
 from open_lm.data.fetching import Fetcher
-from open_lm.data.places import Place, Remote, open_place
-from open_lm.shards import tar_stream
+from open_lm.data.places import Place, Remote
 from open_lm.shards.index import ShardIndex, read_index
-from open_lm.shards.members import MASKED, decode_member, split_name
-from open_lm.shards.tar_stream import TarStream, open_unpacked
+from open_lm.shards.members import MASKED, decode_member
+from open_lm.shards.tar_stream import open_unpacked
 from open_lm.storage import StorageError
 
 _OPEN_FILES = 64
@@ -38,29 +36,6 @@ class DamagedShardError(ValueError):
 
 class DamagedMemberError(ValueError):
     """A member that holds no sequence, or not as it should."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Consecutive members of one shard with one base name: their bytes by extension."""
-
-    shard: str
-    base: str
-    members: dict[str, bytes]
-
-
-def samples(shards: Sequence[Place]) -> Iterator[Sample]:
-    """All samples of some shards, in order; no more is read than is asked for.
-
-    Raises:
-        ValueError: not a tar file, naming it.
-        OSError: can't be read.
-    """
-    for shard in shards:
-        with open_place(shard) as file:
-            for sample in tar_stream.samples(TarStream(file, str(shard))):
-                base = cast(tuple[str, str], split_name(next(iter(sample.values())).name))[0]
-                yield Sample(str(shard), base, {extension: member.data for extension, member in sample.items()})
 
 
 @dataclass(frozen=True, eq=False)

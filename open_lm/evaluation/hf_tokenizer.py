@@ -74,6 +74,6 @@ def hf_source(source: str) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": str(path)}
     try:
         from_hub(source, "config.json")
-    except (FileNotFoundError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"--hf-model {source}: {error}; check the name, give a folder, or set HF_ENDPOINT to a mirror") from None
     return {"pretrained_model_name_or_path": source, "local_files_only": hub_problem() is not None}

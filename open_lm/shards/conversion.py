@@ -69,8 +69,7 @@ class Conversion:
         if mine:
             raise ValueError(f"--output-dir {folder}: holds a {mine[0]} that no conversion made; move it away, or give another folder")
         if found is None and folder.exists() and (not folder.is_dir() or any(not _is_unfinished(file.name) for file in folder.iterdir())):
-            remedy = "give another folder" if overwrite else "give a new folder"
-            raise ValueError(f"--output-dir {folder}: is not empty, and no conversion made what it holds; {remedy}")
+            raise ValueError(f"--output-dir {folder}: is not empty, and no conversion made what it holds; give another folder")
         begun = bool(lines) or any(folder.rglob("*.tar"))  # not one that failed at once
         if found not in (None, head) and begun and not overwrite:
             differing = "; ".join(f"{name} was {found.get(name)}, is {head[name]}" for name in head if found.get(name) != head[name])

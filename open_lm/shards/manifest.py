@@ -47,19 +47,16 @@ def read_manifest(url: str, flag: str = "--dataset-manifest") -> list[ShardEntry
         raise ValueError(f"{flag} {url}: no such file; make one with python -m open_lm.shards.manifest") from None
     except OSError as error:
         raise ValueError(f"{flag} {url}: can't be read: {error}") from None
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        lines = [""]
-    if lines and not storage.is_json(data[: storage.FIRST_BYTES]):
+    if data and not storage.is_json(data[: storage.FIRST_BYTES]):
         raise ValueError(f"{flag} {url}: {storage.instead_of('a manifest', data[: storage.FIRST_BYTES])}")
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     entries = [_entry(f"{flag} {url}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
         raise ValueError(f"{flag} {url}: names no shard")
     return entries
 
 
-def _entry(place: str, line: str) -> ShardEntry:
+def _entry(place: str, line: bytes) -> ShardEntry:
     try:
         values = orjson.loads(line)  # a manifest may have 100,000 lines
         count = values["num_sequences"] if "num_sequences" in values else values["num_chunks"]

@@ -31,7 +31,8 @@ _BUFFER = 1 << 20
 _MOST_ZEROS = 1 << 20
 """Zeros at the end of a tar; writers fill up to 10 KiB. A file of its full size whose download was cut has more, in place of members."""
 _GZIP = b"\x1f\x8b"
-_REGULAR, _SKIPPED = b"0\0" + b"7", b"123456"  # links, devices and folders have no content
+_TARS = "give shards made by datapreprocess/make_2048.py or another webdataset writer"
+_REGULAR, _SKIPPED = b"0\0" + b"7", b"123456V"  # links, devices, folders and labels have no content
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
@@ -90,7 +91,7 @@ def open_unpacked(path: Path) -> int:
     with open_tar(path) as file:
         if not isinstance(file, gzip.GzipFile):
             return os.dup(file.fileno())
-        with tempfile.TemporaryFile() as copy:
+        with storage.tell_full_disk(Path(tempfile.gettempdir()) / path.name), tempfile.TemporaryFile() as copy:
             shutil.copyfileobj(file, copy, _BUFFER)
             copy.flush()
             return os.dup(copy.fileno())
@@ -192,15 +193,16 @@ class TarStream:
         if len(header) < _BLOCK or not _sum_is_right(header):
             wrong = "ends inside a tar header; it is not whole" if len(header) < _BLOCK else f"no tar header at byte {at}; it is damaged"
             wrong = f"has bytes behind its end, from byte {at} on, which are no tar; fetch it again, or cut them off" if zeros else wrong
-            raise ValueError(f"{self._name}: {wrong if at else no_tar(header)}")
+            raise ValueError(f"{self._name}: {wrong if at else _no_tar(header)}")
         return header
 
     def _size(self, header: bytes) -> int:
         field = header[124:136]
         try:
-            if field[0] == 0x80:
-                return int.from_bytes(field[1:], "big")
-            return int(field.strip(b" \0") or b"0", 8)
+            size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
+            if size < 0:
+                raise ValueError
+            return size
         except ValueError:
             raise ValueError(f"{self._name}: no tar header at byte {self._at - _BLOCK}; it is damaged") from None
 
@@ -230,10 +232,9 @@ class TarStream:
         return name, size
 
 
-def no_tar(begin: bytes) -> str:
+def _no_tar(begin: bytes) -> str:
     """What a file is that should be a tar, by its first bytes, with the remedy."""
-    remedy = "give shards made by datapreprocess/make_2048.py or another webdataset writer"
-    return f"is not a tar file but JSON; {remedy}" if storage.is_json(begin) else storage.instead_of("a tar file", begin, remedy)
+    return f"is not a tar file but JSON; {_TARS}" if storage.is_json(begin) else storage.instead_of("a tar file", begin, _TARS)
 
 
 def _sum_is_right(header: bytes) -> bool:

@@ -45,26 +45,26 @@ def hub_problem() -> str | None:
     return why and f"{constants.ENDPOINT} can't be reached ({why})"
 
 
-def from_hub(name: str, file: str) -> Path:
+def from_hub(name: str, file: str, optional: bool = False) -> bytes:
     """A file of a model on the hub, or as it is cached where the hub can't be asked.
 
+    Args:
+        optional: b"" is the answer where the model has no such file, or only the cache can be asked, which hasn't it.
+
     Raises:
-        FileNotFoundError: the model has no such file.
-        ValueError: there is no such model, or it is not cached, in words.
+        ValueError: there is no such model or file, or it can't be fetched, in words.
     """
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     problem = hub_problem()
     try:
-        return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=problem is not None))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"{problem or _words(error)}, and the cache hasn't it") from None
-    except EntryNotFoundError as error:
-        raise FileNotFoundError(_words(error)) from None
+        return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=problem is not None)).read_bytes()
     except Exception as error:  # of the name, the network, the cache
-        raise ValueError(f"can't be fetched from the Hugging Face hub ({_words(error)})") from None
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        uncached = isinstance(error, LocalEntryNotFoundError)
+        if optional and (problem if uncached else isinstance(error, EntryNotFoundError)):
+            return b""
+        words = " ".join(str(error).split())[:200]
+    if uncached:
+        raise ValueError(f"{problem or words}, and the cache hasn't it")
+    raise ValueError(f"can't be fetched from the Hugging Face hub ({words})")

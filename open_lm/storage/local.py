@@ -48,9 +48,9 @@ def tell_full_disk(path: str | Path, size: int = 0, part: str | Path | None = No
         with contextlib.suppress(OSError):
             room += Path(part or path).stat().st_size
         number = full.errno or errno.ENOSPC
-        needed = f"{_words(size)} are needed, {_words(size - room)} more than there is room for"
-        if size <= room or number == errno.EDQUOT:  # a quota's room is not the disk's
-            needed = f"{_words(size)} are needed" if size > room else f"{_words(room)} are too few"
+        needed = f"{_words(size)} are needed" if size > room else f"{_words(room)} are too few"
+        if size > room and number != errno.EDQUOT:  # a quota's room is not the disk's
+            needed += f", {_words(size - room)} more than there is room for"
         raise FullDiskError(f"{path}: {os.strerror(number)}: {needed}; make room in {folder}", number) from error
 
 

@@ -60,10 +60,15 @@ def parse_line(line: bytes) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        why = _why_not_json(line, error)
-    if b"NaN" in line or b"Infinity" in line:  # orjson refuses them
+        message, place = error.msg, error.pos
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as damage:
+        raise ValueError(why_not_utf8(damage)) from None
+    why = stand_in("JSON", line[:FIRST_BYTES]) or f"is not JSON: {message}, at character {place}"
+    why = half_pair_words(place) if "surrogate" in message else why
+    if "NaN" in text or "Infinity" in text:  # orjson refuses them
         try:
-            text = line.decode("utf-8")
             value = json.loads(text)
             if (character := half_pair(text)) is None:
                 return value
@@ -71,16 +76,6 @@ def parse_line(line: bytes) -> Any:
         except (ValueError, RecursionError):
             pass
     raise ValueError(why)
-
-
-def _why_not_json(line: bytes, error: Any) -> str:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as damage:
-        return why_not_utf8(damage)
-    if "surrogate" in error.msg:
-        return half_pair_words(error.pos)
-    return stand_in("JSON", line[:FIRST_BYTES]) or f"is not JSON: {error.msg}, at character {error.pos}"
 
 
 def why_not_utf8(error: UnicodeDecodeError) -> str:
@@ -124,11 +119,11 @@ def _refuse_second_key(text: str, first_line: int) -> None:
         elif match[0] == "}":
             objects.pop()
         elif match[1]:
-            line = first_line + _place(text, match.start())[0]
             key = json.loads(match[0][: -len(match[1])])
             if key in objects[-1]:
-                raise NotTakenError(_twice(key, line, objects[-1][key]))
-            objects[-1][key] = line
+                first, second = (first_line + _place(text, at)[0] for at in (objects[-1][key], match.start()))
+                raise NotTakenError(_twice(key, second, first))
+            objects[-1][key] = match.start()
 
 
 def _twice(key: str, line: int, first: int) -> str:
@@ -179,14 +174,14 @@ def read_yaml(data: bytes | str, text_keys: Collection[str] = ()) -> Any:
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
-            lines: dict[tuple[str, str], int] = {}
+            lines: dict[Any, int] = {}
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
                     continue
-                line = key.start_mark.line + 1
-                if (key.tag, key.value) in lines:
-                    raise NotTakenError(_twice(key.value, line, lines[key.tag, key.value]))
-                lines[key.tag, key.value] = line
+                line, meant = key.start_mark.line + 1, self.construct_object(key)  # `yes` and `true` are one key
+                if meant in lines:
+                    raise NotTakenError(_twice(key.value, line, lines[meant]))
+                lines[meant] = line
                 if key.value.replace("-", "_") in text_keys:
                     for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                         if isinstance(one, yaml.ScalarNode) and not one.tag.endswith(":null"):
@@ -201,9 +196,7 @@ def read_yaml(data: bytes | str, text_keys: Collection[str] = ()) -> Any:
         raise ValueError("is not YAML that can be read: too deeply nested") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = (
-            f"line {mark.line + 1}: is not YAML: {error.problem}, at character {mark.column}" if mark else f"is not YAML: {error.problem}"
-        )
-        raise ValueError(place) from None
+        line, place = (f"line {mark.line + 1}: ", f", at character {mark.column}") if mark else ("", "")
+        raise ValueError(f"{line}is not YAML: {error.problem}{place}") from None
     except (yaml.YAMLError, ValueError) as error:  # such as a day that no calendar has
         raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from None

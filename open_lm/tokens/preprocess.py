@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
 from open_lm.params.fields import counted
 from open_lm.progress import Progress
@@ -35,7 +34,7 @@ from open_lm.tokens.reading.inputs import STDIN, InputFile, list_inputs
 from open_lm.tokens.reading.stdin import spool_stdin
 from open_lm.tokens.stages import Tokenized, tokenize, write
 from open_lm.tokens.stats import Counts
-from open_lm.tokens.unit import EncoderWork, UnitCounts, UnitWork, encoder_for
+from open_lm.tokens.unit import EncoderWork, UnitCounts, UnitWork, encoder_for, encoder_work
 from open_lm.tokens.warm import VARIABLE
 
 log = logging.getLogger(__name__)
@@ -91,7 +90,16 @@ def preprocess(options: Options, sizes: Sizes = Sizes()) -> Counts | None:
             finished = claim(folder, places, wanted, files, options.output.overwrite, options.output.resume)
             if finished is not None:
                 return finished
-        encoder = _encoder_work(options, tokenizer, folder)
+        chosen = options.tokenizer
+        encoder = encoder_work(
+            tokenizer,
+            folder.path,
+            engine=chosen.tokenizer_engine,
+            escape_special=chosen.escape_special,
+            verify=chosen.verify,
+            normalize=chosen.normalize,
+            bos_id=tokenizer.bos_id() if chosen.bos else None,
+        )
         executor = stack.enter_context(LocalExecutor(memory.workers, ["open_lm.tokens.warm"], {VARIABLE: json.dumps(asdict(encoder))}))
         executor.start()
         work = _unit_work(options, files, encoder, tokenizer, memory, folder, sizes)
@@ -101,8 +109,7 @@ def preprocess(options: Options, sizes: Sizes = Sizes()) -> Counts | None:
         if options.run.dry_run:
             print(_in_words(job, expected))
             return None
-        with Progress("starting the workers"):
-            executor.wait()
+        executor.wait()
         counts = _do(job, expected, executor, started)
         folder.remove()
     return counts
@@ -165,22 +172,6 @@ def _deciding(options: Options, tokenizer: Tokenizer, sizes: Sizes) -> dict[str,
     )
     chosen = {f"--{name.replace('_', '-')}": value for name, value in topics.items() if name not in indifferent}
     return {**chosen, "--tokenizer": tokenizer.sha256, "--eot-token": tokenizer.eot_token, "sizes": asdict(sizes)}
-
-
-def _encoder_work(options: Options, tokenizer: Tokenizer, folder: WorkFolder) -> EncoderWork:
-    file = folder.path / TOKENIZER
-    storage.write_bytes(str(file), tokenizer.json_text.encode())
-    chosen = options.tokenizer
-    return EncoderWork(
-        tokenizer_file=str(file),
-        tokenizer_name=tokenizer.name,
-        eot_token=tokenizer.eot_token,
-        engine=chosen.tokenizer_engine,
-        escape_special=chosen.escape_special,
-        verify=chosen.verify,
-        normalize=chosen.normalize,
-        bos_id=tokenizer.bos_id() if chosen.bos else None,
-    )
 
 
 def _unit_work(

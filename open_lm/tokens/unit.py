@@ -15,7 +15,7 @@ import numpy as np
 
 from open_lm import storage
 from open_lm.fast_tokenizer import Difference, FastEncoder
-from open_lm.tokenizer import Engine, Tokenizer
+from open_lm.tokenizer import TOKENIZER, Engine, Tokenizer
 from open_lm.tokens import shuffle
 from open_lm.tokens.large import LargeDocuments
 from open_lm.tokens.lengths import Lengths
@@ -42,12 +42,19 @@ class EncoderWork:
     """A tokenizer.json."""
     tokenizer_name: str
     eot_token: str
-    engine: Engine
-    escape_special: bool
-    verify: bool
-    normalize: Literal["none", "nfc"]
-    bos_id: int | None
+    engine: Engine = "auto"
+    escape_special: bool = False
+    verify: bool = True
+    normalize: Literal["none", "nfc"] = "none"
+    bos_id: int | None = None
     """Put before every document."""
+
+
+def encoder_work(tokenizer: Tokenizer, folder: str | Path, **how: Any) -> EncoderWork:
+    """A tokenizer for the workers, who find it in a folder. `how`: fields of `EncoderWork` that are not as usual."""
+    file = str(Path(folder) / TOKENIZER)
+    storage.write_bytes(file, tokenizer.json_text.encode())
+    return EncoderWork(file, tokenizer.name, tokenizer.eot_token, **how)
 
 
 @dataclass(frozen=True)

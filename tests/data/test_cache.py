@@ -161,11 +161,11 @@ PRIVATE = """
 import os, sys, time
 from open_lm.data.cache import private_folder
 folder = private_folder()
-(folder / "a.tar").write_bytes(b"x")
+(folder / ("0" * 32 + ".tar")).write_bytes(b"x")
 if os.fork() == 0:
     sys.exit()
 os.wait()
-assert (folder / "a.tar").exists()
+assert (folder / ("0" * 32 + ".tar")).exists()
 print(folder, flush=True)
 if "killed" in sys.argv:
     os.kill(os.getpid(), 9)

@@ -129,7 +129,7 @@ def test_shards_without_a_sequence_are_refused(write_shards: Write) -> None:
 
 
 def test_a_key_that_samples_lack_is_refused_with_what_they_have(write_shards: Write, write_tar: Write, tmp_path: Path) -> None:
-    assert "--data-key npy: sample 000000000000 of" in refuses(f"{write_shards([1])}/*.tar", data_key="npy")
+    assert "--data-key npy: the sample of 000000000000.txt in" in refuses(f"{write_shards([1])}/*.tar", data_key="npy")
     both = write_tar(tmp_path / "both.tar", [("a.txt", b"[1]"), ("a.json", b"[1]")])
     assert "has members json, txt; name the extension" in refuses(both)
     other = write_tar(tmp_path / "other.tar", [("a.jpg", b"")])
@@ -235,6 +235,8 @@ def test_shards_of_a_folder_that_are_named_one_by_one_are_one_source(write_shard
     assert "4 weights for 5 sources; give one each; a glob in quotes" in refuses(*names, train_data_mix_weights=(1.0,) * 4)
     factors = build(*names[:3], dataset_resampled=True, train_data_upsampling_factors=("1", "2", "3"))
     assert factors.plan is not None and factors.plan.sources[0].factors.tolist() == [1, 2, 3]
+    factors = build(names[0], names[3], names[1], dataset_resampled=True, train_data_upsampling_factors=("1", "2", "3"))
+    assert factors.plan is not None and [source.factors.tolist() for source in factors.plan.sources] == [[1], [2], [3]]
 
 
 def test_a_run_that_was_begun_with_a_source_for_each_shard_keeps_them(write_shards: Write, monkeypatch: pytest.MonkeyPatch) -> None:

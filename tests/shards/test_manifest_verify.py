@@ -135,6 +135,12 @@ def test_a_damaged_or_missing_manifest_is_a_finding(data: Path, capsys: pytest.C
     assert lines[1].startswith(f"{data}/1/manifest.jsonl: is not a manifest but a gzip file; decompress")
 
 
+def test_a_line_of_a_manifest_ends_at_a_newline_only(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"shard": "a\u2028b", "num_sequences": 1}\r\n{"shard": "c", "num_sequences": 2}')
+    assert [entry.shard for entry in read_manifest(str(manifest))] == ["a\u2028b", "c"]
+
+
 def test_every_folder_below_gets_its_manifest(data: Path, capsys: pytest.CaptureFixture) -> None:
     told = [read_manifest(str(data / c / "manifest.jsonl")) for c in "01"]
     for c in "01":

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import hashlib
 import io
@@ -10,7 +11,7 @@ import pytest
 
 from open_lm.shards.index import list_members
 from open_lm.shards.tar import write_shard
-from open_lm.shards.tar_stream import Member, TarStream, open_tar, samples
+from open_lm.shards.tar_stream import Member, TarStream, open_tar, open_unpacked, samples
 
 MEMBERS = [("a.txt", b""), ("b.txt", b"x" * 513), ("c.txt", b"y"), ("d.txt", b"z" * 1024)]
 
@@ -41,10 +42,10 @@ def test_members_of_every_kind_of_tar(format: int, long: str) -> None:
     assert (stream.size, stream.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_folders_and_links_are_no_members() -> None:
+def test_folders_links_and_labels_are_no_members() -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as file:
-        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, b"V"):
             info = tarfile.TarInfo("x" * 120)
             info.type, info.linkname = kind, "y" * 120
             file.addfile(info)
@@ -57,6 +58,14 @@ def test_a_large_size_in_base_256_is_understood() -> None:
     data[124:136] = b"\x80" + (5).to_bytes(11, "big")
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
     assert read(bytes(data)) == [("a.txt", b"hello")]
+
+
+def test_a_size_below_zero_is_damage_and_no_way_back(tmp_path: Path) -> None:
+    data = bytearray(tar([("a.txt", b"hello")]))
+    data[124:136] = b"-0000001000\0"
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    with pytest.raises(ValueError, match="no tar header at byte 0; it is damaged"):
+        read_both(bytes(data), tmp_path)
 
 
 def read_both(data: bytes, folder: Path) -> list[Member]:
@@ -117,6 +126,17 @@ def test_a_gzipped_tar_is_read_and_a_cut_or_damaged_one_an_error(tmp_path: Path)
     for damaged in (packed[:-20], packed[:60] + b"xyz" + packed[63:], packed + b"garbage"):
         with pytest.raises(ValueError, match=r"s\.tar: is a gzipped tar that is cut or damaged"):
             read_both(damaged, tmp_path)
+
+
+def test_a_full_disk_while_a_gzipped_tar_is_unpacked_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s.tar").write_bytes(gzip.compress(tar(MEMBERS)))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(OSError, match=r"/s\.tar: No space left on device: .*; make room in"):
+        open_unpacked(tmp_path / "s.tar")
 
 
 def test_a_header_with_any_wrong_byte_is_an_error() -> None:

@@ -65,3 +65,19 @@ def test_a_cached_name_works_without_the_hub(cache: Path, shared: Path) -> None:
     (model / "snapshots/0123/tokenizer.json").write_text(text, encoding="utf-8")
     assert load_tokenizer("me/words").eot_token == "<|endoftext|>"
     assert hf_source("me/words") == {"pretrained_model_name_or_path": "me/words", "local_files_only": True}
+
+
+def test_only_what_is_known_to_be_absent_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("huggingface_hub.errors")
+
+    def fails(*_: object, **__: object) -> None:
+        raise errors.LocalEntryNotFoundError("429 Too Many Requests")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
+    monkeypatch.setattr(hub, "hub_problem", lambda: None)
+    with pytest.raises(ValueError, match="429 Too Many Requests, and the cache hasn't it"):
+        hub.from_hub("me/words", "tokenizer_config.json", optional=True)
+    monkeypatch.setattr(hub, "hub_problem", lambda: "HF_HUB_OFFLINE is set")
+    assert hub.from_hub("me/words", "tokenizer_config.json", optional=True) == b""
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set, and the cache hasn't it"):
+        hub.from_hub("me/words", "tokenizer.json")

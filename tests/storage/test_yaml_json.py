@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ HALF = r"has half a surrogate pair (\ud800 to \udfff) at character"
         (read_json, '{"a": {"b": 1,\n "c": "}\\"b\\":",\n "b": 2}}', "line 3: the key 'b' is given twice, first in line 1"),
         (read_json, '[{"a": 1}, {"\\u0061": 1,\n"a": 2}]', "line 2: the key 'a' is given twice, first in line 1"),
         (read_yaml, "a: {x: 1}\nb: 2\n'a': 3\n", "line 3: the key 'a' is given twice, first in line 1"),
+        (read_yaml, "yes: 1\ntrue: 2", "line 2: the key 'true' is given twice, first in line 1"),
         (read_yaml, "- a:\n    x: 1\n    x: 1\n", "line 3: the key 'x' is given twice, first in line 2"),
         (read_json, '{"a":\n "\\ud83d\\ude00 \\ud800"}', f"line 2: {HALF} 15"),
         (read_yaml, 'a: 1\nb: "\\ud83d\\ude00 \\udc00"', f"line 2: {HALF} 17"),
@@ -77,3 +79,11 @@ def test_text_stays_as_it_is_written_where_a_key_is_text() -> None:
     assert read_yaml(text, ("label", "other_text", "many", "last")) == {
         **{"label": "yes", "other-text": "007", "many": ["on", "1.50", None], "number": 16, "truth": False, "last": None}
     }
+
+
+def test_a_second_key_of_a_large_vocabulary_is_found_at_once() -> None:
+    words = json.dumps({f"word {number}": number for number in range(50_000)}, indent=0)
+    began = time.process_time()
+    with pytest.raises(ValueError, match="line 50001: the key 'word 0' is given twice, first in line 2"):
+        read_json(words[: -len("\n}")] + ', "word 0": 1}')
+    assert time.process_time() - began < 2

@@ -24,7 +24,8 @@ from open_lm.tokens.histogram import Fill, merged_bins, picture
 from open_lm.tokens.lengths import Lengths
 from open_lm.tokens.reading.inputs import list_inputs
 from open_lm.tokens.tools.corpus_stats import Begun, TextFigures, TextVisitor, documents_per_sequence, of_shards, table, whole_documents
-from open_lm.tokens.tools.survey import encoder_work, survey
+from open_lm.tokens.tools.survey import survey
+from open_lm.tokens.unit import encoder_work
 
 LENGTH = 33
 

@@ -24,7 +24,7 @@ from open_lm.tokenizer import Tokenizer, load_tokenizer
 from open_lm.tokens.reading.inputs import InputFile, input_file, list_inputs
 from open_lm.tokens.tools.bpe import arbitrary_texts
 from open_lm.tokens.tools.round_trip import CHANGED, EXACT, NORMALISED, RoundTrip, byte_table
-from open_lm.tokens.tools.survey import encoder_work, survey
+from open_lm.tokens.tools.survey import survey
 from open_lm.tokens.tools.validation import (
     CONTROL,
     DUPLICATE,
@@ -41,7 +41,7 @@ from open_lm.tokens.tools.validation import (
     csv_lines,
     line_numbers,
 )
-from open_lm.tokens.unit import encoder_for
+from open_lm.tokens.unit import encoder_for, encoder_work
 
 
 def changed(tokenizer_file: Path, folder: Path, **parts: object) -> Tokenizer:

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
-from open_lm.progress import Progress
 from open_lm.shards import provenance
 from open_lm.shards.manifest import MANIFEST
 from open_lm.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Tokenizer, load_tokenizer
@@ -37,7 +35,7 @@ from open_lm.tokens.reading.inputs import STDIN, InputFile, list_inputs
 from open_lm.tokens.reading.stdin import spool_stdin
 from open_lm.tokens.stages import write
 from open_lm.tokens.stats import Counts
-from open_lm.tokens.unit import EncoderWork, encoder_for
+from open_lm.tokens.unit import EncoderWork, encoder_for, encoder_work
 from open_lm.tokens.warm import VARIABLE
 
 log = logging.getLogger(__name__)
@@ -112,13 +110,12 @@ def make_instruct(options: InstructOptions, sizes: Sizes = _SIZES) -> Summary:
             return _finished(places)
         workers = options.run.num_workers or available_cores()
         memory = plan_memory(default_limit(workers), workers, len(files), wide=True)
-        encoder = _encoder_work(options, tokenizer, folder)
+        encoder = encoder_work(tokenizer, folder.path, engine=options.template.tokenizer_engine)
         work = _work(options, files, encoder, template, folder, memory.large_bytes, sizes)
         environment = {VARIABLE: json.dumps(asdict(encoder))}
         executor = stack.enter_context(LocalExecutor(memory.workers, ["open_lm.tokens.warm"], environment))
         executor.start()
-        with Progress("starting the workers"):
-            executor.wait()
+        executor.wait()
         summary = _do(_Job(options, files, tokenizer, work, folder, places, wanted), executor, started)
         folder.remove()
     return summary
@@ -143,21 +140,6 @@ def _deciding(options: InstructOptions, tokenizer: Tokenizer, template: ChatTemp
         "--chat-template": None if template is None else asdict(template),
         "sizes": {**asdict(sizes), "window_tokens": WINDOW_TOKENS},
     }
-
-
-def _encoder_work(options: InstructOptions, tokenizer: Tokenizer, folder: WorkFolder) -> EncoderWork:
-    file = folder.path / TOKENIZER
-    storage.write_bytes(str(file), tokenizer.json_text.encode())
-    return EncoderWork(
-        tokenizer_file=str(file),
-        tokenizer_name=tokenizer.name,
-        eot_token=tokenizer.eot_token,
-        engine=options.template.tokenizer_engine,
-        escape_special=False,
-        verify=True,
-        normalize="none",
-        bos_id=None,
-    )
 
 
 def _work(

@@ -6,17 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from open_lm import storage
+from open_lm.storage.hub import from_hub
 from open_lm.storage.yaml_json import read_json
-from open_lm.tokenizer import Tokenizer, text_problem
+from open_lm.tokenizer import TOKENIZER_CONFIG, Tokenizer, text_problem
 from open_lm.tokens.instruct.options import OWN_TEMPLATE, PLAIN
 from open_lm.tokens.instruct.records import NotUsableError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_CONFIG, _JINJA = "tokenizer_config.json", "chat_template.jinja"
+_JINJA = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -130,33 +130,22 @@ def _own_text(tokenizer: str, config: dict[str, Any]) -> str | None:
 
 
 def _config(tokenizer: str) -> dict[str, Any]:
-    data = _beside(tokenizer, _CONFIG)
+    data = _beside(tokenizer, TOKENIZER_CONFIG)
     try:
         values = read_json(data) if data is not None else {}
     except ValueError as error:
-        raise ValueError(f"--tokenizer {tokenizer}: its {_CONFIG}: {error}; mend or remove it") from None
+        raise ValueError(f"--tokenizer {tokenizer}: its {TOKENIZER_CONFIG}: {error}; mend or remove it") from None
     return values if isinstance(values, dict) else {}
 
 
 def _beside(tokenizer: str, name: str) -> bytes | None:
     """A file beside a tokenizer.json, on this disk, behind a URL or on the hub; None where there is none."""
-    path = storage.local_path(tokenizer) if not storage.is_remote(tokenizer) else None
-    if path is not None and not path.exists():
-        return _from_hub(tokenizer, name)
+    if not storage.is_remote(tokenizer) and not storage.exists(tokenizer):
+        return from_hub(tokenizer, name, optional=True) or None
     folder = storage.parent(tokenizer) if tokenizer.endswith(".json") else tokenizer
     try:
         return storage.read_bytes(storage.join(folder, name) if folder else name)
     except FileNotFoundError:
-        return None
-
-
-def _from_hub(tokenizer: str, name: str) -> bytes | None:
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(tokenizer, name)).read_bytes()
-    except (EntryNotFoundError, LocalEntryNotFoundError):
         return None
 
 

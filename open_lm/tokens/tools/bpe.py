@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from open_lm import storage
 from open_lm.params.fields import UserError, counted
 from open_lm.progress import Progress
+from open_lm.tokens.tools.tool_files import output_problems
 
 if TYPE_CHECKING:
     import tokenizers
@@ -217,18 +218,14 @@ def _numbers(number: int) -> tuple[int, int]:
 
 
 def _check_request(output: str | Path, vocab_size: int, sample_bytes: int | None, overwrite: bool) -> Path:
-    problems = storage.unwritable("--output", str(output))
-    path = Path(output).expanduser()
-    if path.is_file() and not overwrite:
-        remedy = "a tokenizer belongs to the shards made with it: choose another name or add --overwrite"
-        problems.append(f"--output {output}: exists already; {remedy}")
+    problems = output_problems({"--output": str(output)}, overwrite)  # of a tokenizer that shards were made with above all
     if vocab_size < SMALLEST_VOCABULARY:
         problems.append(_too_small(vocab_size))
     if sample_bytes is not None and sample_bytes <= 0:
         problems.append(f"--sample-bytes {sample_bytes}: give a positive number of bytes")
     if problems:
         raise UserError(problems)
-    return path
+    return Path(output).expanduser()
 
 
 def write_tokenizer(

@@ -8,13 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Protocol, TypeVar
 
-from open_lm import storage
 from open_lm.executor import LocalExecutor, available_cores
 from open_lm.progress import Progress
-from open_lm.tokenizer import Tokenizer
 from open_lm.tokens.plan import Stretch, block_part, plan_groups, stretches, text_bytes, unit_bytes
 from open_lm.tokens.reading.inputs import InputFile, Part
 from open_lm.tokens.reading.reader import Batch, Reader
@@ -54,22 +51,6 @@ def survey(make: Callable[[], V], files: Sequence[InputFile], text_key: str, exe
             yield visitor
             stretch = tasks[index][1]
             done += sum(map(text_bytes, stretch.group.files)) // stretch.step
-
-
-def encoder_work(tokenizer: Tokenizer, folder: str) -> EncoderWork:
-    """A tokenizer for the workers, who find it in a folder. Nothing is verified: tools write no ids."""
-    file = Path(folder) / "tokenizer.json"
-    storage.write_bytes(str(file), tokenizer.json_text.encode())
-    return EncoderWork(
-        tokenizer_file=str(file),
-        tokenizer_name=tokenizer.name,
-        eot_token=tokenizer.eot_token,
-        engine="auto",
-        escape_special=False,
-        verify=False,
-        normalize="none",
-        bos_id=None,
-    )
 
 
 def workers(number: int | None, encoder: EncoderWork) -> LocalExecutor:

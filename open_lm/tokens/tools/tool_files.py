@@ -1,4 +1,4 @@
-"""Files of the small tools: input that can be read twice; output that is new unless it may be replaced, and whole or not at all."""
+"""Files of the small tools: input that can be read twice; output that is new unless it may be replaced."""
 
 from __future__ import annotations
 
@@ -22,9 +22,3 @@ def output_problems(outputs: Mapping[str, str | None], overwrite: bool) -> list[
         if output and not storage.is_remote(output) and storage.local_path(output).is_file() and not overwrite:
             problems.append(f"{flag} {output}: exists already; choose another name or add --overwrite")
     return problems
-
-
-def write_file(output: str, data: bytes) -> None:
-    """Write a local file, whole or not at all."""
-    with storage.atomic_write(storage.local_path(output)) as file:
-        file.write(data)
