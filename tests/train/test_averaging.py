@@ -302,6 +302,7 @@ def test_sharded_averages_are_those_of_one_process_and_move_between_them(bench: 
             assert mine["loss"] == pytest.approx(reference["loss"], rel=1e-5)
         for averager in BOTH.split(","):
             a, b = averaged(bench, name, averager), averaged(bench, "one", averager)
-            assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5) for key in b)
+            # a gradient that is rounding noise moves its weight by a part of lr = 1e-2 a step; 2.3e-4 was seen on a processor with AMX
+            assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-3) for key in b)
         lines = [json.loads(line) for line in (bench.folder / f"logs/{name}/metrics.jsonl").read_text().splitlines()]
         assert all(line["ema_0_1_loss"] == pytest.approx(line["loss"], rel=1e-6) for line in lines if line["step"] % 2 == 0)
