@@ -93,7 +93,7 @@ def test_what_is_no_model_is_one_line(tmp_path: Path, tokenizer: Tokenizer) -> N
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"its weights lack 1 tensors, such as model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ValueError, match=r"its weights lack 1 tensor, such as model\.layers\.1\.mlp\.up_proj\.weight"):
         load(folder)
 
 

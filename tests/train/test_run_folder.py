@@ -156,7 +156,7 @@ def test_what_a_run_reads_is_not_overwritten_by_it(bench: Any, main_here: Main, 
     for url, there in ((copy, copy), ("s3://bucket/a/checkpoints/epoch_1.pt", "s3://bucket/a")):
         with pytest.raises(ValueError, match=f"--overwrite: would remove {there}, where --average {url} is"):
             check_places(
-                RunFolder(bench.folder / "logs/a"),
+                RunFolder(bench.folder / "logs/a", "a"),
                 options("--overwrite", "--average", url, "--remote-sync", there[:-2], "--logs", str(bench.folder / "logs")),
             )
     assert Path(weights).exists()
