@@ -258,6 +258,7 @@ def kind_of(name: str) -> str | None:
 def units(folder: Path) -> Iterator[list[str]]:
     """What is whole in a run folder, as names that are copied together: logs and other files, run states (newest first), weights."""
     plain = list(_files(folder, folder))
+    plain.sort(key=lambda name: name != "params.txt")  # first what proves that the copy is one of a run, wherever copying ends
     yield from ([name] for name in plain if kind_of(name) is None)
     for state in map(Path, run_states(folder / "checkpoints")):
         mark = f"checkpoints/{state.name}/{STATE_FILE}"

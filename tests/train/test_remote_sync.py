@@ -15,7 +15,7 @@ import pytest
 from open_lm import storage
 from open_lm.train.remote_folder import RECORD, RemoteFolder, whole_states
 from open_lm.train.remote_resume import fetch_state, newest_of_both
-from open_lm.train.remote_sync import RemoteSync, copied, take_snapshot
+from open_lm.train.remote_sync import RemoteSync, copied, take_snapshot, units
 
 
 def save_state(folder: Path, step: int, content: bytes = b"tensors") -> Path:
@@ -315,3 +315,9 @@ def test_a_snapshot_of_a_growing_log_ends_with_a_whole_line(tmp_path: Path) -> N
         (tmp_path / "m.jsonl").write_text(text)
         assert take_snapshot(tmp_path / "m.jsonl", tmp_path / "copy")[0] == len(text)
         assert (tmp_path / "copy").read_text() == kept
+
+
+def test_what_proves_that_a_copy_is_one_of_a_run_is_copied_first(tmp_path: Path) -> None:
+    for name in ("config.yaml", "out.log", "params.txt"):
+        (tmp_path / name).touch()
+    assert list(units(tmp_path)) == [["params.txt"], ["config.yaml"], ["out.log"]]
