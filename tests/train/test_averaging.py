@@ -283,7 +283,8 @@ def test_exports_of_passed_over_epochs_go_with_their_weights(bench: Any, main_he
 @pytest.mark.slow
 def test_sharded_averages_are_those_of_one_process_and_move_between_them(bench: Any, main_here: Main) -> None:
     flags = ("--averagers", f"{BOTH},ema_0_1", "--log-avg-model-training-loss", "2", "--save-every-steps", "13")
-    flags += ("--val-data", str(bench.folder / "shards/shard-0000001.tar"), "--lr", "1e-2")
+    # Adam makes a whole step of a gradient that is rounding noise, which differs by processor; not with so large an eps
+    flags += ("--val-data", str(bench.folder / "shards/shard-0000001.tar"), "--lr", "1e-2", "--eps", "1e-3")
     assert main_here("one", *flags) == 0
     runs = (("two", 2, ("--fsdp",)), ("ddp", 2, ()))
     for name, processes, more in runs:
@@ -302,7 +303,6 @@ def test_sharded_averages_are_those_of_one_process_and_move_between_them(bench: 
             assert mine["loss"] == pytest.approx(reference["loss"], rel=1e-5)
         for averager in BOTH.split(","):
             a, b = averaged(bench, name, averager), averaged(bench, "one", averager)
-            # a gradient that is rounding noise moves its weight by a part of lr = 1e-2 a step; 2.3e-4 was seen on a processor with AMX
-            assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-3) for key in b)
+            assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5) for key in b)
         lines = [json.loads(line) for line in (bench.folder / f"logs/{name}/metrics.jsonl").read_text().splitlines()]
         assert all(line["ema_0_1_loss"] == pytest.approx(line["loss"], rel=1e-6) for line in lines if line["step"] % 2 == 0)
